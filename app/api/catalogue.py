@@ -1,0 +1,110 @@
+"""What is registered: unlearners, audits and networks, straight from the registries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import Field
+
+from core import networks
+from core.audits import audits
+from core.registry import Entry
+from core.unlearners import unlearners
+
+from ..store.errors import NotFound
+from .deps import requires
+from .problems import problems
+from .shapes import Page, Shape
+
+router = APIRouter(tags=["catalogue"])
+READER = [requires("models:read")]
+
+
+class Variant(Shape):
+    """A registered variant with the JSON Schema of its options."""
+
+    object: str
+    name: str
+    summary: str
+    source: str = Field(description="Authors, venue and identifier.")
+    json_schema: dict[str, Any] = Field(
+        alias="schema", serialization_alias="schema", description="JSON Schema of its options."
+    )
+
+
+class Unlearner(Variant):
+    """A way to forget."""
+
+    object: Literal["unlearner"] = "unlearner"
+    exact: bool = Field(description="Equal to retraining by construction.")
+    needs: list[str] = Field(description="What must be registered with the model to use it.")
+
+
+class Audit(Variant):
+    """A check of what was forgotten, or of what was kept."""
+
+    object: Literal["audit"] = "audit"
+
+
+class Network(Variant):
+    """An architecture that a checkpoint can have."""
+
+    object: Literal["network"] = "network"
+
+
+@router.get(
+    "/unlearners",
+    operation_id="list_unlearners",
+    response_model=Page[Unlearner],
+    dependencies=READER,
+)
+def list_unlearners() -> Page[Unlearner]:
+    """List the unlearners, with the options that `POST /unlearn-requests` takes."""
+    return _all([_unlearner(entry) for entry in unlearners])
+
+
+@router.get(
+    "/unlearners/{name}",
+    operation_id="get_unlearner",
+    response_model=Unlearner,
+    dependencies=READER,
+    responses=problems(NotFound),
+)
+def get_unlearner(name: Annotated[str, Path(description="Name of the unlearner.")]) -> Unlearner:
+    """Read one unlearner."""
+    if name not in unlearners:
+        raise NotFound()
+    return _unlearner(unlearners[name])
+
+
+@router.get("/audits", operation_id="list_audits", response_model=Page[Audit], dependencies=READER)
+def list_audits() -> Page[Audit]:
+    """List the audits whose findings decide whether a version is published."""
+    return _all([Audit(**_fields(entry)) for entry in audits])
+
+
+@router.get(
+    "/networks", operation_id="list_networks", response_model=Page[Network], dependencies=READER
+)
+def list_networks() -> Page[Network]:
+    """List the architectures, with the options that `POST /models` takes."""
+    return _all([Network.model_validate(entry) for entry in networks.catalogue()])
+
+
+def _all(data: list[Any]) -> Page[Any]:
+    return Page(data=data, has_more=False, next_cursor=None)
+
+
+def _unlearner(entry: Entry[Any]) -> Unlearner:
+    config: Any = entry.config
+    return Unlearner(**_fields(entry), exact=config.exact, needs=list(config.needs))
+
+
+def _fields(entry: Entry[Any]) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "source": entry.config.source,
+        "schema": entry.config.model_json_schema(),
+    }

@@ -1,0 +1,103 @@
+"""What happens to every call before and after its route: ids, limits, headers, last resort."""
+
+from __future__ import annotations
+
+import re
+import traceback
+
+import structlog
+from fastapi import Request
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from ulid import ULID
+
+from ..store.errors import ServiceError
+from . import problems
+
+MAX_TARGET_BYTES = 16 * 1024
+MAX_HEADER_BYTES = 64 * 1024
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+log = structlog.get_logger("lethe.api")
+
+
+class TargetTooLong(ServiceError):
+    """The path and query are too long."""
+
+    status = 414
+    default_code = "uri_too_long"
+
+
+class HeadersTooLarge(ServiceError):
+    """The header fields are too large."""
+
+    status = 431
+    default_code = "request_header_fields_too_large"
+
+
+class Door:
+    """Outermost ASGI layer of the service."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one call; whatever escapes the routes becomes a problem document."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope["lethe.request_id"] = request_id = _request_id(scope)
+        started = False
+
+        async def stamped(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                _stamp(MutableHeaders(scope=message), request_id)
+            await send(message)
+
+        try:
+            refused = _too_large(scope)
+            if refused is not None:
+                await problems.response(Request(scope), refused)(scope, receive, stamped)
+                return
+            await self.app(scope, receive, stamped)
+        except Exception as error:
+            # The last resort: nothing above this layer knows problem documents.
+            _log(error, scope)
+            if started:
+                raise
+            answer = problems.response(Request(scope), problems.Internal())
+            await answer(scope, receive, stamped)
+
+
+def _log(error: Exception, scope: Scope) -> None:
+    """Log where a bug is; its message and the values around it may hold personal data."""
+    log.error(
+        "unhandled_error",
+        error=type(error).__name__,
+        request_id=scope["lethe.request_id"],
+        method=scope["method"],
+        stack="".join(traceback.format_tb(error.__traceback__)[-10:]),
+    )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return f"rid_{ULID()}"
+
+
+def _stamp(headers: MutableHeaders, request_id: str) -> None:
+    headers["X-Request-Id"] = request_id
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Cache-Control", "no-store")
+
+
+def _too_large(scope: Scope) -> ServiceError | None:
+    target = len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"])
+    if target > MAX_TARGET_BYTES:
+        return TargetTooLong(detail=f"Path and query are limited to {MAX_TARGET_BYTES} bytes.")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        return HeadersTooLarge(detail=f"Headers are limited to {MAX_HEADER_BYTES} bytes.")
+    return None

@@ -1,0 +1,288 @@
+"""Jobs: the compute behind requests and uploads, and the handle for polling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.responses import RedirectResponse
+
+from core.findings import Gate, Rung
+
+from ..store import jobs, tables
+from ..store.errors import BadRequest, Conflict, NotFound
+from ..store.keys import Caller
+from ..store.session import reading
+from ..store.status import JOB_TERMINAL, JobKind, JobStatus
+from .deps import ReadSession, requires
+from .idempotency import Answer, OptionalOnce
+from .ids import JobId, ModelFilter
+from .listing import Pages, page_of
+from .problems import problems
+from .shapes import Links, Nothing, Page, Shape
+from .strict_json import Body, optional_body
+from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
+
+router = APIRouter(tags=["jobs"])
+
+
+class JobResult(Shape):
+    """What a finished unlearn job came to."""
+
+    outcome: str | None = Field(
+        description="`erased_exact`, `erased_approximate`, `no_influence` or `not_erased`."
+    )
+    version: str | None = Field(description="Id of the version in force after it.")
+    version_number: int | None
+    published: int | None = Field(description="Index of the rung that was published.")
+    reason: str | None
+    gates: list[Gate] | None = Field(
+        description="Of the rung that was published. Left out (null) in lists."
+    )
+    rungs_tried: list[Rung] | None = Field(description="Left out (null) in lists.")
+    cost: dict[str, Any] | None
+
+
+class JobRung(Shape):
+    """The rung of the ladder at work."""
+
+    index: int
+    of: int
+    method: str
+
+
+class Job(Shape):
+    """One run of the ladder, or of the checks after an upload."""
+
+    object: Literal["job"] = "job"
+    id: str
+    kind: str = Field(description="`ingest` (dataset), `prepare` (version) or `unlearn`.")
+    model: str | None
+    dataset: str | None
+    version: str | None = Field(description="The base of an unlearn job, fixed when it starts.")
+    requests: list[str]
+    status: str = Field(description="`queued`, `running`, `succeeded`, `failed`, `cancelled`.")
+    phase: str | None
+    progress: float
+    eta_seconds: float | None
+    waiting_on: str | None = Field(description="`worker`, `model`, `model_lock` ... while queued.")
+    rung: JobRung | None
+    attempt: int
+    metrics: dict[str, Any]
+    policy: str | None
+    unlearner: dict[str, Any] | Literal["auto"] | None
+    cancel_requested: bool
+    result: JobResult | None
+    error: dict[str, Any] | None = Field(description="`code` and `detail` of a failure.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: Links
+
+
+@router.get(
+    "/jobs", operation_id="list_jobs", response_model=Page[Job], responses=problems(BadRequest)
+)
+def list_jobs(
+    caller: Annotated[Caller, requires("jobs:read")],
+    paging: Pages,
+    session: ReadSession,
+    http_request: Request,
+    http_response: Response,
+    status: Annotated[list[JobStatus] | None, Query(description="Repeatable.")] = None,
+    kind: Annotated[list[JobKind] | None, Query(description="Repeatable.")] = None,
+    model: Annotated[ModelFilter, Query(description="Only of this model.")] = None,
+) -> Page[Job]:
+    """List jobs, newest first."""
+    chosen = select(tables.Job)
+    if status:
+        chosen = chosen.where(tables.Job.status.in_(status))
+    if kind:
+        chosen = chosen.where(tables.Job.kind.in_(kind))
+    if model is not None:
+        chosen = chosen.where(tables.Job.model_id == model)
+    return page_of(
+        http_request, http_response, session, caller, chosen, paging, partial(shapes, session)
+    )
+
+
+@router.get(
+    "/jobs/{job_id}", operation_id="get_job", response_model=Job, responses=problems(NotFound)
+)
+async def get_job(
+    caller: Annotated[Caller, requires("jobs:read")],
+    job_id: JobId,
+    http_request: Request,
+    wait: Wait,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Read one job: the same shape while it runs and after.
+
+    Cheap to poll: `If-None-Match` answers 304, `Retry-After` says when to ask again, and
+    `Prefer: wait=30` holds the answer until the job is over or the time is up.
+    `links.checkpoint` is there once a new version is published, and only then.
+    """
+
+    def read() -> Job:
+        with reading() as session:
+            row = jobs.get(session, caller.tenant_id, job_id)
+            return shape(session, row, jobs.rungs(session, caller.tenant_id, job_id))
+
+    found = await settled(http_request, wait, read, _is_over)
+    again = None if _is_over(found) else retry_after(found.eta_seconds)
+    return conditional(found, if_none_match, wait=wait, retry_after=again)
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    operation_id="cancel_job",
+    response_model=Job,
+    responses=problems(NotFound, Conflict),
+)
+def cancel_job(
+    caller: Annotated[Caller, requires("jobs:cancel")],
+    job_id: JobId,
+    once: OptionalOnce,
+    body: Annotated[Body[Nothing], Depends(optional_body(Nothing))],
+) -> Response:
+    """Cancel a job that is not over; refused with `job_shared` if it serves several requests."""
+
+    def act(session: Session) -> Answer:
+        jobs.cancel(session, caller.tenant_id, job_id)
+        row = jobs.get(session, caller.tenant_id, job_id)
+        return Answer(202, shape(session, row, jobs.rungs(session, caller.tenant_id, job_id)))
+
+    return once.answer(caller, body.fingerprint, act)
+
+
+@router.get(
+    "/jobs/{job_id}/checkpoint",
+    status_code=303,
+    operation_id="get_job_checkpoint",
+    response_class=RedirectResponse,
+    responses=problems(NotFound, Conflict),
+)
+def get_job_checkpoint(
+    caller: Annotated[Caller, requires("models:download")],
+    job_id: JobId,
+    session: ReadSession,
+) -> RedirectResponse:
+    """Go to the checkpoint that the job published."""
+    row = jobs.get(session, caller.tenant_id, job_id)
+    version = _published(session, [row]).get(row.id)
+    if version is None:
+        raise Conflict("version_not_accepted", "This job has not published a version.")
+    return RedirectResponse(_checkpoint(version), status_code=303)
+
+
+def shape(session: Session, row: tables.Job, rungs: Sequence[Any]) -> Job:
+    """Return the shape of a job row with its rungs."""
+    found = shapes(session, [row])[0]
+    if found.result is None:
+        return found
+    tried = [Rung.model_validate(rung) for rung in rungs]
+    gates = [gate for rung in tried if rung.status == "published" for gate in rung.gates]
+    result = found.result.model_copy(update={"rungs_tried": tried, "gates": gates})
+    return found.model_copy(update={"result": result})
+
+
+def shapes(session: Session, rows: Sequence[tables.Job]) -> list[Job]:
+    """Return the shapes of job rows, without their rungs."""
+    served = _served(session, rows)
+    published = _published(session, rows)
+    return [_shape(session, row, served.get(row.id, []), published.get(row.id)) for row in rows]
+
+
+def _is_over(found: Job) -> bool:
+    return found.status in JOB_TERMINAL
+
+
+def _shape(
+    session: Session, row: tables.Job, served: list[str], version: tables.Version | None
+) -> Job:
+    return Job(
+        id=row.id,
+        kind=row.kind,
+        model=row.model_id,
+        dataset=row.dataset_id,
+        version=row.version_id,
+        requests=served,
+        status=row.status,
+        phase=row.phase,
+        progress=row.progress,
+        eta_seconds=row.eta_seconds,
+        waiting_on=jobs.waiting_on(session, row) if row.status == "queued" else None,
+        rung=None if row.rung is None else JobRung.model_validate(row.rung),
+        attempt=row.attempts,
+        metrics=row.metrics,
+        policy=row.policy,
+        unlearner=row.unlearner or ("auto" if row.kind == "unlearn" else None),
+        cancel_requested=row.cancel_requested_at is not None,
+        result=_result(row),
+        error=row.error,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        links=_links(row, served, version),
+    )
+
+
+def _links(row: tables.Job, served: list[str], version: tables.Version | None) -> dict[str, str]:
+    links = {"self": f"/jobs/{row.id}"}
+    if row.status not in JOB_TERMINAL:
+        links["cancel"] = f"/jobs/{row.id}/cancel"
+    if served:
+        links["request"] = f"/unlearn-requests/{served[0]}"
+    if row.model_id is not None:
+        links["model"] = f"/models/{row.model_id}"
+    if row.dataset_id is not None:
+        links["dataset"] = f"/datasets/{row.dataset_id}"
+    if version is not None:
+        links["checkpoint"] = _checkpoint(version)
+    return links
+
+
+def _result(row: tables.Job) -> JobResult | None:
+    if row.result is None or row.kind != "unlearn":
+        return None
+    return JobResult.model_validate(row.result | {"gates": None, "rungs_tried": None})
+
+
+def _checkpoint(version: tables.Version) -> str:
+    return f"/models/{version.model_id}/versions/{version.number}/checkpoint"
+
+
+def _served(session: Session, rows: Sequence[tables.Job]) -> dict[str, list[str]]:
+    """Return the ids of the requests that each job serves, oldest first."""
+    found: dict[str, list[str]] = {}
+    if not rows:
+        return found
+    chosen = (
+        select(tables.Request.job_id, tables.Request.id)
+        .where(
+            tables.Request.tenant_id == rows[0].tenant_id,
+            tables.Request.job_id.in_([row.id for row in rows]),
+        )
+        .order_by(tables.Request.id)
+    )
+    for job_id, request_id in session.execute(chosen):
+        found.setdefault(job_id, []).append(request_id)
+    return found
+
+
+def _published(session: Session, rows: Sequence[tables.Job]) -> dict[str, tables.Version]:
+    """Return the version that each job published."""
+    if not rows:
+        return {}
+    chosen = select(tables.Version).where(
+        tables.Version.tenant_id == rows[0].tenant_id,
+        tables.Version.job_id.in_([row.id for row in rows]),
+    )
+    return {str(version.job_id): version for version in session.scalars(chosen)}

@@ -1,0 +1,271 @@
+"""Models: register one with its weights, read it, delete it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field, WithJsonSchema
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from core.data import Preprocessing
+from core.recipe import Recipe
+
+from ..store import models, tables
+from ..store.errors import (
+    BadRequest,
+    Conflict,
+    NotFound,
+    TooLarge,
+    Unacceptable,
+    Unsupported,
+)
+from ..store.keys import Caller
+from ..store.session import reading, settings
+from ..store.status import ModelStatus
+from . import examples, fit, strict_json, versions
+from .adoption import adopt
+from .deps import ReadSession, WriteSession, requires
+from .idempotency import Answer, OptionalOnce
+from .ids import ModelId
+from .listing import Pages, page_of
+from .problems import problems
+from .schema import uploads_of
+from .shapes import Links, Metadata, Name, Page, Sha256, Shape
+from .uploads import Upload, checksum_mismatch, receive
+from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
+
+router = APIRouter(tags=["models"])
+HEADER = "X-Model-Metadata"
+Architecture = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "examples": ["torchvision/resnet18"]}},
+            "additionalProperties": True,
+            "description": "A name of `GET /networks` with its options.",
+        }
+    ),
+]
+
+
+class ModelCreate(Shape):
+    """What comes along with a checkpoint."""
+
+    name: Name
+    architecture: Architecture
+    preprocessing: Preprocessing = Field(description="From stored values to network input.")
+    dataset: str = Field(description="Id of the dataset it was trained on.")
+    holdout: str | None = Field(
+        None,
+        description="Id of a dataset it never saw; the same id as `dataset` takes that dataset's "
+        "own holdout split. Without one nothing approximate can be judged.",
+    )
+    recipe: Recipe | None = Field(
+        None, description="How it was trained. Without one it can't be retrained."
+    )
+    sha256: Sha256 | None = Field(None, description="Digest of the file; checked if given.")
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class Model(Shape):
+    """A named thing with versions."""
+
+    object: Literal["model"] = "model"
+    id: str
+    name: str
+    status: str = Field(description="`active` or `deleted`.")
+    architecture: dict[str, Any]
+    preprocessing: dict[str, Any]
+    recipe: dict[str, Any] | None
+    dataset: str
+    holdout: str | None
+    latest_version: versions.Version = Field(description="`validating` until it is prepared.")
+    metadata: dict[str, str]
+    created_at: datetime
+    deleted_at: datetime | None
+    links: Links
+
+
+@router.post(
+    "/models",
+    status_code=201,
+    operation_id="create_model",
+    response_model=Model,
+    responses=problems(BadRequest, NotFound, Conflict, TooLarge, Unsupported, Unacceptable),
+    openapi_extra=uploads_of("ModelCreate", HEADER, examples.MODEL),
+)
+async def create_model(
+    caller: Annotated[Caller, requires("models:write")],
+    once: OptionalOnce,
+    http_request: Request,
+) -> Response:
+    """Upload a checkpoint as safetensors, and register it as version 1 of a new model.
+
+    Names, shapes and types of the tensors are compared with the architecture before the answer.
+    Send `multipart/form-data` with the parts `file` and `metadata` (JSON), or the raw bytes with
+    the metadata as base64 in the header `X-Model-Metadata`, which is faster. Baseline findings are
+    measured in the background: read the model until its latest version is `ready`.
+    """
+    with once.at_work(caller):
+        limit = settings().max_model_bytes
+        async with receive(http_request, metadata_header=HEADER, limit=limit) as upload:
+            body = strict_json.parse(upload.metadata, ModelCreate)
+            wanted = body.value
+            if wanted.sha256 and wanted.sha256[-64:] != upload.digest:
+                raise checksum_mismatch()
+            fingerprint = strict_json.digest_of([body.fingerprint, upload.digest])
+            architecture, size = await run_in_threadpool(
+                fit.check, upload.path, wanted.architecture
+            )
+
+            def register(session: Session, blob: str) -> Answer:
+                return _create(session, caller, wanted, architecture, size, upload, blob)
+
+            return await run_in_threadpool(adopt, upload, caller, once, fingerprint, register)
+
+
+@router.get(
+    "/models",
+    operation_id="list_models",
+    response_model=Page[Model],
+    responses=problems(BadRequest),
+)
+def list_models(
+    caller: Annotated[Caller, requires("models:read")],
+    paging: Pages,
+    session: ReadSession,
+    http_request: Request,
+    http_response: Response,
+    status: Annotated[
+        list[ModelStatus] | None, Query(description="Repeatable; `active` by default.")
+    ] = None,
+) -> Page[Model]:
+    """List models, newest first."""
+    chosen = select(tables.Model).where(tables.Model.status.in_(status or ["active"]))
+    return page_of(
+        http_request, http_response, session, caller, chosen, paging, partial(shapes, session)
+    )
+
+
+@router.get(
+    "/models/{model_id}",
+    operation_id="get_model",
+    response_model=Model,
+    responses=problems(NotFound),
+)
+async def get_model(
+    caller: Annotated[Caller, requires("models:read")],
+    model_id: ModelId,
+    http_request: Request,
+    wait: Wait,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Read one model; with `Prefer: wait=30` the answer waits until its version is checked."""
+
+    def read() -> Model:
+        with reading() as session:
+            return shape(session, models.get(session, caller.tenant_id, model_id))
+
+    def done(found: Model) -> bool:
+        return found.latest_version.status != "validating" or found.status == "deleted"
+
+    found = await settled(http_request, wait, read, done)
+    again = None if done(found) else retry_after(None)
+    return conditional(found, if_none_match, wait=wait, retry_after=again)
+
+
+@router.delete(
+    "/models/{model_id}",
+    status_code=204,
+    operation_id="delete_model",
+    responses=problems(NotFound, Conflict),
+)
+def delete_model(
+    caller: Annotated[Caller, requires("models:write")],
+    model_id: ModelId,
+    session: WriteSession,
+) -> None:
+    """Erase a model: its weights go, its queued work is cancelled, its history stays."""
+    models.delete(session, caller.tenant_id, model_id)
+
+
+def shape(session: Session, row: tables.Model) -> Model:
+    """Return the shape of a model row."""
+    return shapes(session, [row])[0]
+
+
+def shapes(session: Session, rows: Sequence[tables.Model]) -> list[Model]:
+    """Return the shapes of model rows, each with its latest version."""
+    latest = _latest(session, rows)
+    return [
+        Model(
+            id=row.id,
+            name=row.name,
+            status=row.status,
+            architecture=row.architecture,
+            preprocessing=row.preprocessing,
+            recipe=row.recipe,
+            dataset=row.dataset_id,
+            holdout=row.holdout_dataset_id,
+            latest_version=latest[row.id],
+            metadata=row.meta,
+            created_at=row.created_at,
+            deleted_at=row.deleted_at,
+            links={
+                "self": f"/models/{row.id}",
+                "versions": f"/models/{row.id}/versions",
+                "dataset": f"/datasets/{row.dataset_id}",
+            },
+        )
+        for row in rows
+    ]
+
+
+def _latest(session: Session, rows: Sequence[tables.Model]) -> dict[str, versions.Version]:
+    if not rows:
+        return {}
+    chosen = (
+        select(tables.Version)
+        .where(
+            tables.Version.tenant_id == rows[0].tenant_id,
+            tables.Version.model_id.in_([row.id for row in rows]),
+        )
+        .order_by(tables.Version.number)
+    )
+    found = session.scalars(chosen).all()
+    return {version.model: version for version in versions.shapes(found)}
+
+
+def _create(
+    session: Session,
+    caller: Caller,
+    wanted: ModelCreate,
+    architecture: dict[str, Any],
+    num_parameters: int,
+    upload: Upload,
+    blob: str,
+) -> Answer:
+    row, _, _ = models.create(
+        session,
+        caller.tenant_id,
+        name=wanted.name,
+        architecture=architecture,
+        preprocessing=wanted.preprocessing.model_dump(mode="json"),
+        recipe=None if wanted.recipe is None else wanted.recipe.model_dump(mode="json"),
+        dataset_id=wanted.dataset,
+        holdout_dataset_id=wanted.holdout,
+        digest=upload.digest,
+        size_bytes=upload.size,
+        num_parameters=num_parameters,
+        blob=blob,
+        meta=wanted.metadata,
+    )
+    return Answer(201, shape(session, row), {"Location": f"/models/{row.id}"})

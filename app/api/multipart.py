@@ -1,0 +1,123 @@
+"""The two parts of an upload, pushed out of a multipart stream as it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from ..store.errors import BadRequest, TooLarge, Unacceptable, Unsupported
+from .strict_json import MAX_BYTES, is_json
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+Feed = Callable[[bytes], None]
+
+
+class Parts:
+    """Push parser of ``multipart/form-data`` with the parts ``file`` and ``metadata``.
+
+    Args:
+        content_type: header of the request, with the boundary.
+        file: called with the bytes of the file part.
+    """
+
+    def __init__(self, content_type: str, file: Feed) -> None:
+        _, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if not boundary:
+            raise BadRequest("malformed_multipart", "The Content-Type names no boundary.")
+        self.metadata = bytearray()
+        self.file_headers: dict[str, str] = {}
+        self._file = file
+        self._seen: set[str] = set()
+        self._part = ""
+        self._headers: dict[str, str] = {}
+        self._field = bytearray()
+        self._value = bytearray()
+        self._complete = False
+        try:
+            self._parser = MultipartParser(boundary, self._callbacks())
+        except FormParserError as error:
+            raise BadRequest("malformed_multipart", str(error)) from None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        try:
+            self._parser.write(data)
+        except FormParserError:
+            raise BadRequest(
+                "malformed_multipart", "The body is not multipart/form-data."
+            ) from None
+
+    def finish(self) -> None:
+        """Refuse a body that ended early or lacks a part."""
+        if not self._complete:
+            raise BadRequest("malformed_multipart", "The body ends before its last boundary.")
+        for name in ("file", "metadata"):
+            if name not in self._seen:
+                raise Unacceptable(
+                    detail=f"The part {name!r} is missing.",
+                    errors=[
+                        {"pointer": f"/{name}", "message": "missing", "code": "validation_failed"}
+                    ],
+                )
+
+    def _callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header,
+            "on_headers_finished": self._open,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._headers = {}
+
+    def _header(self) -> None:
+        self._headers[self._field.decode("latin-1").lower()] = self._value.decode("latin-1")
+        self._field.clear()
+        self._value.clear()
+
+    def _open(self) -> None:
+        _, options = parse_options_header(self._headers.get("content-disposition"))
+        self._part = options.get(b"name", b"").decode("latin-1")
+        if self._part not in ("file", "metadata"):
+            raise Unacceptable(
+                "unknown_field",
+                "The parts are 'file' and 'metadata'.",
+                errors=[
+                    {
+                        "pointer": f"/{self._part[:64]}",
+                        "message": "unknown part",
+                        "code": "unknown_field",
+                    }
+                ],
+            )
+        if self._part in self._seen:
+            raise BadRequest("duplicate_part", f"The part {self._part!r} is there twice.")
+        self._seen.add(self._part)
+        encoding = self._headers.get("content-transfer-encoding", "binary").strip().lower()
+        if encoding not in ("binary", "8bit", "7bit") or "content-encoding" in self._headers:
+            raise Unsupported("unsupported_content_encoding", "Send the parts without encoding.")
+        if self._part == "file":
+            self.file_headers = self._headers
+        elif not is_json(self._headers.get("content-type", "application/json")):
+            raise Unsupported(detail="The part 'metadata' is application/json.")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._part == "file":
+            self._file(data[start:end])
+            return
+        self.metadata += data[start:end]
+        if len(self.metadata) > MAX_BYTES:
+            raise TooLarge(detail=f"The part 'metadata' is limited to {MAX_BYTES} bytes.")
+
+    def _end(self) -> None:
+        self._complete = True

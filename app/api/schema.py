@@ -1,0 +1,118 @@
+"""The OpenAPI document: bodies that are read by our own readers, and one shape of problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+COMPONENTS = "#/components/schemas/{model}"
+PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+def accepts(shape: str, examples: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
+    """Document a JSON body read by ``strict_json``.
+
+    Args:
+        shape: name of the shape, which must be among the ``bodies`` of ``document``.
+        examples: request bodies by name.
+        required: whether the body may be left out.
+    """
+    content = {
+        "schema": {"$ref": COMPONENTS.format(model=shape)},
+        "examples": {name: {"value": value} for name, value in examples.items()},
+    }
+    return {"requestBody": {"required": required, "content": {"application/json": content}}}
+
+
+def uploads_of(shape: str, header: str, examples: dict[str, Any]) -> dict[str, Any]:
+    """Document an upload: multipart, or raw bytes with its metadata in ``header``."""
+    reference = {"$ref": COMPONENTS.format(model=shape)}
+    multipart = {
+        "schema": {
+            "type": "object",
+            "required": ["file", "metadata"],
+            "properties": {"file": {"type": "string", "format": "binary"}, "metadata": reference},
+        },
+        "encoding": {"metadata": {"contentType": "application/json"}},
+        "examples": {
+            name: {"value": {"file": "(bytes)", "metadata": value}}
+            for name, value in examples.items()
+        },
+    }
+    raw = {"schema": {"type": "string", "format": "binary"}}
+    parameters = [
+        _header(header, "Metadata as base64 of JSON; required with a raw body."),
+        _header("Repr-Digest", "`sha-256=:<base64>:` of the file; checked if given (RFC 9530)."),
+    ]
+    return {
+        "parameters": parameters,
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": multipart, "application/octet-stream": raw},
+        },
+    }
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string"},
+    }
+
+
+def document(
+    api: FastAPI,
+    bodies: Sequence[type[BaseModel]],
+    variants: Mapping[tuple[str, str], Sequence[type[BaseModel]]],
+    problem: type[BaseModel],
+) -> Any:
+    """Return the OpenAPI document of ``api``.
+
+    Args:
+        api: the application.
+        bodies: shapes of bodies that FastAPI does not see.
+        variants: shape and field -> configurations that the field takes, from a registry.
+        problem: shape of every error.
+    """
+    found = get_openapi(
+        title=api.title,
+        version=api.version,
+        summary=api.summary,
+        description=api.description,
+        routes=api.routes,
+        tags=api.openapi_tags,
+    )
+    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    configs = [config for offered in variants.values() for config in offered]
+    schemas.update(_definitions([*bodies, *configs], "validation"))
+    schemas.update(_definitions([problem], "serialization"))
+    for (shape, field), offered in variants.items():
+        names = dict.fromkeys(config.__name__ for config in offered)
+        _offer(schemas[shape]["properties"][field], [*names])
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return found
+
+
+def _definitions(
+    shapes: Sequence[type[BaseModel]], mode: Literal["validation", "serialization"]
+) -> dict[str, Any]:
+    _, found = models_json_schema([(shape, mode) for shape in shapes], ref_template=COMPONENTS)
+    definitions: dict[str, Any] = found["$defs"]
+    return definitions
+
+
+def _offer(field: dict[str, Any], names: Sequence[str]) -> None:
+    """Put the schemas called ``names`` in the place of the untyped object of ``field``."""
+    kept = [option for option in field.pop("anyOf", []) if option.get("type") != "object"]
+    for untyped in ("type", "required", "properties", "additionalProperties"):
+        field.pop(untyped, None)
+    field["anyOf"] = [*kept, *({"$ref": COMPONENTS.format(model=name)} for name in names)]

@@ -1,0 +1,133 @@
+"""A model or dataset file on its way in: streamed to scratch while hashing, in constant memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import Request
+
+from ..store.blobs import blobs
+from ..store.errors import BadRequest, Unacceptable, Unsupported
+from .multipart import Parts
+from .sink import Sink
+from .strict_json import MAX_BYTES, check_encoding, refuse_announced
+
+DIGEST_HEADERS = ("repr-digest", "content-digest")
+MULTIPART_MARGIN = MAX_BYTES + 64 * 1024
+"""What a multipart body may hold beside its file: metadata, boundaries and part headers."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A complete file in scratch, with the metadata that came along."""
+
+    path: Path
+    size: int
+    digest: str
+    """SHA-256 in hex."""
+    metadata: bytes
+    """JSON, not yet parsed."""
+
+
+@asynccontextmanager
+async def receive(
+    http_request: Request, *, metadata_header: str, limit: int
+) -> AsyncIterator[Upload]:
+    """Read an upload to scratch; nothing stays there when the block ends.
+
+    Args:
+        http_request: the call, its body unread.
+        metadata_header: header that carries base64 JSON beside a raw body.
+        limit: most bytes of the file.
+
+    Raises:
+        ServiceError: for everything that is wrong with the transport or the digests.
+    """
+    check_encoding(http_request)
+    folder = await asyncio.to_thread(blobs().scratch)
+    try:
+        sink = Sink(folder / "upload", limit)
+        try:
+            media_type = http_request.headers.get("content-type", "").partition(";")[0]
+            if media_type.strip().lower() == "multipart/form-data":
+                yield await _multipart(http_request, sink, limit)
+            elif media_type.strip().lower() == "application/octet-stream":
+                yield await _raw(http_request, sink, metadata_header, limit)
+            else:
+                raise Unsupported(
+                    detail="Send multipart/form-data, or application/octet-stream with the "
+                    f"header {metadata_header}."
+                )
+        finally:
+            await asyncio.shield(sink.abandon())
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _multipart(http_request: Request, sink: Sink, limit: int) -> Upload:
+    refuse_announced(http_request, limit + MULTIPART_MARGIN)
+    parts = Parts(http_request.headers["content-type"], sink.feed)
+    whole = _expected(dict(http_request.headers))
+    hasher = hashlib.sha256()
+    async for chunk in http_request.stream():
+        if whole:
+            hasher.update(chunk)
+        parts.feed(chunk)
+        await sink.drain()
+    parts.finish()
+    digest = await sink.finish()
+    _compare(whole, hasher.hexdigest())
+    _compare(_expected(parts.file_headers), digest)
+    return Upload(sink.path, sink.size, digest, bytes(parts.metadata))
+
+
+async def _raw(http_request: Request, sink: Sink, metadata_header: str, limit: int) -> Upload:
+    refuse_announced(http_request, limit)
+    metadata = _decoded(http_request.headers.get(metadata_header), metadata_header)
+    async for chunk in http_request.stream():
+        sink.feed(chunk)
+        await sink.drain()
+    digest = await sink.finish()
+    _compare(_expected(dict(http_request.headers)), digest)
+    return Upload(sink.path, sink.size, digest, metadata)
+
+
+def _decoded(value: str | None, name: str) -> bytes:
+    if value is None:
+        raise Unacceptable(detail=f"A raw body needs the header {name}: its metadata in base64.")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest("malformed_metadata_header", f"{name} is not base64.") from None
+
+
+def _expected(headers: dict[str, str]) -> list[str]:
+    """Return the SHA-256 digests in hex that RFC 9530 headers announce."""
+    found = []
+    for name in DIGEST_HEADERS:
+        if name not in headers:
+            continue
+        match = re.search(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):", headers[name])
+        if match is None:
+            raise BadRequest("digest_unsupported", f"{name} must hold sha-256=:<base64>:.")
+        found.append(base64.b64decode(match[1]).hex())
+    return found
+
+
+def _compare(expected: list[str], digest: str) -> None:
+    if any(given != digest for given in expected):
+        raise checksum_mismatch()
+
+
+def checksum_mismatch() -> Unacceptable:
+    """Return the refusal of bytes that are not what was announced."""
+    return Unacceptable("checksum_mismatch", "The bytes received have another SHA-256.")

@@ -1,0 +1,45 @@
+"""Configurations of registered variants in bodies: ``"auto"`` or a name with its options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from core.errors import InvalidInput, UnknownName
+from core.unlearners import unlearners
+
+from ..store.errors import Unacceptable
+from .validation import refusal
+
+Unlearner = Annotated[
+    Literal["auto"] | dict[str, Any],
+    Field(
+        description="`auto` climbs the ladder of the policy. A name of `GET /unlearners` with its "
+        "options is then the only rung; the gates still decide.",
+        examples=["auto", {"name": "ssd"}],
+    ),
+]
+
+
+def unlearner(wanted: Literal["auto"] | dict[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration with all defaults filled in, or None for ``auto``.
+
+    Raises:
+        Unacceptable: ``algorithm_unknown``, ``unknown_field`` or ``validation_failed``.
+    """
+    if wanted == "auto":
+        return None
+    assert isinstance(wanted, dict)
+    name = wanted.get("name")
+    if isinstance(name, str) and name not in unlearners:
+        detail = f"There are {', '.join(unlearners.names())}."
+        at = {"pointer": "/unlearner/name", "message": detail, "code": "algorithm_unknown"}
+        raise Unacceptable("algorithm_unknown", detail, errors=[at])
+    try:
+        return unlearners.parse(wanted).model_dump(mode="json")
+    except ValidationError as error:
+        errors = error.errors(include_input=False, include_url=False)
+        raise refusal(errors, wanted, "/unlearner") from None
+    except (InvalidInput, UnknownName) as error:
+        raise Unacceptable("algorithm_unknown", str(error)) from None

@@ -1,0 +1,213 @@
+"""Versions of a model: lineage, findings, and the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.findings import Finding, Gate
+
+from ..store import models, tables
+from ..store.blobs import blobs
+from ..store.errors import Conflict, Gone, NotFound, ServiceError, Unavailable
+from ..store.keys import Caller
+from . import checkpoint
+from .deps import ReadSession, requires
+from .ids import ModelId, VersionRef
+from .listing import Pages, page_of
+from .problems import RangeNotSatisfiable, problems
+from .shapes import Links, Page, Rejection, Shape
+
+router = APIRouter(tags=["models"])
+
+
+class Version(Shape):
+    """Immutable weights, with where they came from."""
+
+    object: Literal["version"] = "version"
+    id: str
+    model: str
+    number: int = Field(description="1 is the upload; each child is one more.")
+    status: str = Field(description="`validating`, `ready`, `rejected` or `withdrawn`.")
+    parent: str | None
+    job: str | None = Field(description="The job that published it; none for the upload.")
+    outcome: str | None = Field(description="`erased_exact` or `erased_approximate` for a child.")
+    digest: str = Field(description="`sha256:` and the digest of the checkpoint in hex.")
+    size_bytes: int
+    num_parameters: int | None
+    rejection: Rejection
+    created_at: datetime
+    prepared_at: datetime | None = Field(description="When baseline findings were measured.")
+    withdrawn_at: datetime | None
+    links: Links
+
+
+class VersionWithFindings(Version):
+    """A version with everything that was measured on it."""
+
+    baseline: list[Finding] | None = Field(description="Measured when it was prepared.")
+    findings: list[Finding] = Field(description="Of the rung that made it.")
+    gates: list[Gate] = Field(description="Of the rung that made it.")
+
+
+@router.get(
+    "/models/{model_id}/versions",
+    operation_id="list_versions",
+    response_model=Page[Version],
+    responses=problems(NotFound),
+)
+def list_versions(
+    caller: Annotated[Caller, requires("models:read")],
+    model_id: ModelId,
+    paging: Pages,
+    session: ReadSession,
+    http_request: Request,
+    http_response: Response,
+) -> Page[Version]:
+    """List the versions of a model, newest first."""
+    models.get(session, caller.tenant_id, model_id)
+    chosen = select(tables.Version).where(tables.Version.model_id == model_id)
+    return page_of(http_request, http_response, session, caller, chosen, paging, shapes)
+
+
+@router.get(
+    "/models/{model_id}/versions/{version}",
+    operation_id="get_version",
+    response_model=VersionWithFindings,
+    responses=problems(NotFound),
+)
+def get_version(
+    caller: Annotated[Caller, requires("models:read")],
+    model_id: ModelId,
+    version: VersionRef,
+    session: ReadSession,
+) -> VersionWithFindings:
+    """Read one version with its findings."""
+    row = models.version(session, caller.tenant_id, model_id, version)
+    rung = _published_rung(session, row)
+    baseline = models.baseline(session, caller.tenant_id, row.id)
+    successor = _successor(session, row)
+    return VersionWithFindings(
+        **_fields(row, successor),
+        baseline=None if baseline is None else [Finding.model_validate(f) for f in baseline],
+        findings=rung.get("findings", []),
+        gates=rung.get("gates", []),
+    )
+
+
+CHECKPOINT: dict[str, Any] = {
+    "responses": {
+        **problems(NotFound, Conflict, Gone, RangeNotSatisfiable, Unavailable),
+        200: {
+            "description": "The checkpoint as safetensors.",
+            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+        },
+        206: {"description": "The range asked for."},
+        304: {"description": "It is still what `If-None-Match` names."},
+    },
+    "response_class": Response,
+}
+
+
+@router.get(
+    "/models/{model_id}/versions/{version}/checkpoint",
+    operation_id="download_checkpoint",
+    **CHECKPOINT,
+)
+@router.head(
+    "/models/{model_id}/versions/{version}/checkpoint",
+    operation_id="head_checkpoint",
+    **CHECKPOINT,
+)
+def download_checkpoint(
+    caller: Annotated[Caller, requires("models:download")],
+    model_id: ModelId,
+    version: VersionRef,
+    session: ReadSession,
+    http_request: Request,
+) -> Response:
+    """Download the weights of a version; `ETag` is its SHA-256, and one `Range` may be asked for.
+
+    A withdrawn version answers 410 with a `Link` to its successor, one that is not or not yet
+    accepted 409.
+    """
+    row = models.version(session, caller.tenant_id, model_id, version)
+    if row.status != "ready" or row.blob is None:
+        raise _not_for_download(session, row)
+    name = f"{row.model_id}-v{row.number}.safetensors"
+    return checkpoint.serve(http_request, blobs().path(row.blob), digest=row.digest, name=name)
+
+
+def shapes(rows: Sequence[tables.Version]) -> list[Version]:
+    """Return the shapes of version rows."""
+    return [Version(**_fields(row, None)) for row in rows]
+
+
+def _fields(row: tables.Version, successor: tables.Version | None) -> dict[str, Any]:
+    path = f"/models/{row.model_id}/versions/{row.number}"
+    links = {"self": path, "model": f"/models/{row.model_id}"}
+    if row.status == "ready":
+        links["checkpoint"] = f"{path}/checkpoint"
+    if row.job_id is not None:
+        links["job"] = f"/jobs/{row.job_id}"
+    if successor is not None:
+        links["successor"] = f"/models/{row.model_id}/versions/{successor.number}"
+    return {
+        "id": row.id,
+        "model": row.model_id,
+        "number": row.number,
+        "status": row.status,
+        "parent": row.parent_id,
+        "job": row.job_id,
+        "outcome": row.outcome,
+        "digest": f"sha256:{row.digest.removeprefix('sha256:')}",
+        "size_bytes": row.size_bytes,
+        "num_parameters": row.num_parameters,
+        "rejection": row.rejection,
+        "created_at": row.created_at,
+        "prepared_at": row.prepared_at,
+        "withdrawn_at": row.withdrawn_at,
+        "links": links,
+    }
+
+
+def _successor(session: Session, row: tables.Version) -> tables.Version | None:
+    chosen = select(tables.Version).where(
+        tables.Version.tenant_id == row.tenant_id, tables.Version.parent_id == row.id
+    )
+    return session.scalars(chosen).one_or_none()
+
+
+def _published_rung(session: Session, row: tables.Version) -> dict[str, Any]:
+    """Return the body of the rung that made this version; empty for an upload."""
+    if row.job_id is None:
+        return {}
+    chosen = select(tables.Rung.body).where(
+        tables.Rung.tenant_id == row.tenant_id, tables.Rung.job_id == row.job_id
+    )
+    bodies = session.scalars(chosen).all()
+    return next((body for body in bodies if body["status"] == "published"), {})
+
+
+def _not_for_download(session: Session, row: tables.Version) -> ServiceError:
+    if row.status == "withdrawn":
+        successor = _successor(session, row)
+        if successor is None:
+            return Gone("object_erased", "The bytes of this version were erased.")
+        link = f'</models/{row.model_id}/versions/{successor.number}>; rel="successor-version"'
+        detail = "This version was replaced by another."
+        return Gone("version_withdrawn", detail, headers={"Link": link})
+    if row.status == "validating":
+        detail = "This version is still being checked."
+        return Conflict("version_not_ready", detail, headers={"Retry-After": "2"})
+    if row.status == "rejected":
+        cause = row.rejection or {}
+        detail = f"This version was rejected: {cause.get('code', 'unknown')}."
+        return Conflict("version_not_accepted", detail)
+    return Gone("object_erased", "The bytes of this version were erased.")

@@ -1,0 +1,69 @@
+"""The thread that rings for due jobs, outside every request.
+
+The queued row is the outbox: if the process dies between commit and ring, any other dispatcher
+rings. Ringing twice is harmless, because a claim is a compare-and-set.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from app import bell
+from app.settings import Settings
+from app.store import jobs, keys
+from app.store import session as sessions
+
+_log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Rings for due jobs every ``dispatch_seconds``, and at once when nudged.
+
+    Args:
+        settings: the store's by default.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._seconds = (settings or sessions.settings()).dispatch_seconds
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+
+    def start(self) -> None:
+        """Start ringing."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, and wait for the thread."""
+        self._closing.set()
+        bell.nudge()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                dispatch()
+                _note_key_uses()
+            except Exception as error:  # noqa: BLE001  # whatever is away, the next pass tries again
+                _log.warning("dispatch_failed", error=type(error).__name__)
+            bell.nudged.wait(self._seconds)
+            bell.nudged.clear()
+
+
+def dispatch() -> list[str]:
+    """Ring once for every job that is due and was not rung lately; return their ids."""
+    with sessions.reading() as session:
+        due = jobs.due(session)
+    if due:
+        bell.send(*due)
+        with sessions.transaction() as session:
+            jobs.stamp_dispatched(session, due)
+    return due
+
+
+def _note_key_uses() -> None:
+    if keys.unwritten_uses():
+        with sessions.transaction() as session:
+            keys.write_uses(session)

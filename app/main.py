@@ -1,0 +1,116 @@
+"""Builds the FastAPI object ``api``, and serves it: ``python -m app.main``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from core.networks import networks
+from core.unlearners import unlearners
+
+from . import __version__
+from .api import (
+    api_keys,
+    catalogue,
+    datasets,
+    health,
+    jobs,
+    models,
+    problems,
+    request_shapes,
+    schema,
+    unlearn_requests,
+    versions,
+)
+from .api.door import Door
+from .api.server import OPTIONS
+from .dispatch import Dispatcher
+from .settings import get_settings
+
+__all__ = ["OPTIONS", "api", "build", "main"]
+
+ROUTERS = (models, versions, datasets, unlearn_requests, jobs, catalogue, api_keys, health)
+BODIES: list[type[BaseModel]] = [
+    models.ModelCreate,
+    datasets.DatasetCreate,
+    request_shapes.UnlearnRequestCreate,
+    api_keys.ApiKeyCreate,
+]
+VARIANTS = {
+    ("UnlearnRequestCreate", "unlearner"): [entry.config for entry in unlearners],
+    ("ModelCreate", "architecture"): [entry.config for entry in networks],
+}
+DESCRIPTION = """Upload a trained model and the data it was trained on, ask for records to be \
+forgotten, and get a new version with measured evidence.
+
+1. `POST /datasets` with a parquet file, `POST /models` with a safetensors checkpoint.
+2. `POST /unlearn-requests` with an `Idempotency-Key`; the answer names the job.
+3. `GET /jobs/{job_id}` until it is over; `Prefer: wait=30` saves polling.
+4. `GET /models/{model_id}/versions/@serving/checkpoint`.
+
+Every call but health, readiness and this page needs `Authorization: Bearer lth_...`. Every error \
+is an RFC 9457 problem document with a stable `code`. Enumerations may grow."""
+
+
+class Lethe(FastAPI):
+    """The application, with its own OpenAPI document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = schema.document(self, BODIES, VARIANTS, problems.Problem)
+        return self.openapi_schema
+
+
+def build(*, dispatcher: bool = True) -> FastAPI:
+    """Build the application.
+
+    Args:
+        dispatcher: whether to publish queued jobs to the workers from this process.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not dispatcher:
+            yield
+            return
+        running = Dispatcher()
+        running.start()
+        try:
+            yield
+        finally:
+            running.stop()
+
+    made = Lethe(
+        title="Lethe",
+        summary="Unlearning as a service",
+        description=DESCRIPTION,
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        responses=problems.problems(),
+    )
+    made.add_middleware(Door)
+    problems.install(made)
+    for part in ROUTERS:
+        made.include_router(part.router)
+    return made
+
+
+api = build()
+
+
+def main() -> None:
+    """Serve the API alone; workers run elsewhere."""
+    settings = get_settings()
+    uvicorn.run(api, host=settings.host, port=settings.port, **OPTIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Verbs over jobs, in the order of a job's life."""
+
+from ..endings import LeaseLost
+from .claiming import Claim, Renewal, claim, renew
+from .finishing import cancelled, fail, finish_ingest, finish_prepare, release
+from .publishing import exhaust, finish_without_influence, publish
+from .queueing import due, stamp_dispatched
+from .reading import cancel, get, rungs, waiting_on
+from .recovery import free_all, sweep
+
+__all__ = [
+    "Claim",
+    "LeaseLost",
+    "Renewal",
+    "cancel",
+    "cancelled",
+    "claim",
+    "due",
+    "exhaust",
+    "fail",
+    "finish_ingest",
+    "finish_prepare",
+    "finish_without_influence",
+    "free_all",
+    "get",
+    "publish",
+    "release",
+    "renew",
+    "rungs",
+    "stamp_dispatched",
+    "sweep",
+    "waiting_on",
+]

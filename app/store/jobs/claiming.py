@@ -1,0 +1,233 @@
+"""The right to do a job: taken by one attempt, for a time, and renewed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from .. import clock, models
+from .. import session as sessions
+from ..endings import LeaseLost, end, lock, move_requests, problem
+from ..resolution import Rows, num_overlapping
+from ..tables import Dataset, Document, Job, Model, Request, Version
+from .queueing import is_due
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at a job, with the rows it needs; they stay readable after the transaction."""
+
+    job: Job
+    epoch: int
+    """Fencing token: every later verb of this attempt matches on it."""
+    dataset: Dataset | None = None
+    model: Model | None = None
+    version: Version | None = None
+    """prepare: the version to prepare; unlearn: the base."""
+    holdout: Dataset | None = None
+    """The same row as ``dataset`` when that dataset's own holdout split is used."""
+    excluded: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    """Training rows that the lineage has forgotten."""
+    requests: dict[str, Rows] = field(default_factory=dict)
+    """unlearn: request id -> rows that are still to be forgotten."""
+    forget_classes: tuple[int, ...] = ()
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether every record of the job has been forgotten before."""
+        return self.job.kind == "unlearn" and not any(len(rows) for rows in self.requests.values())
+
+    @property
+    def selector(self) -> str:
+        """``class`` or ``records``."""
+        return "class" if self.forget_classes else "records"
+
+    @property
+    def has_holdout(self) -> bool:
+        """Whether there is a holdout record at all."""
+        if self.holdout is None or self.dataset is None:
+            return False
+        return self.holdout.id != self.dataset.id or bool(self.holdout.num_holdout)
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What an attempt learns when it renews its lease."""
+
+    alive: bool
+    """False if the job is not this attempt's any more: stop, and write nothing."""
+    cancel: bool
+    """Whether somebody asked to cancel the job."""
+
+
+def claim(session: Session, job_id: str, owner: str) -> Claim | None:
+    """Take a job that is due; None if it is not, or if another worker was faster.
+
+    Args:
+        session: of the caller's transaction.
+        job_id: from a message, so anything at all.
+        owner: name of the worker, for people.
+    """
+    try:
+        with session.begin_nested():
+            job = _take(session, job_id, owner)
+    except IntegrityError:  # one_running_job_per_model: another job of the model was faster
+        return None
+    if job is None:
+        return None
+    if job.kind == "ingest":
+        dataset = session.get(Dataset, (job.tenant_id, job.dataset_id))
+        return Claim(job, job.epoch, dataset=dataset)
+    claimed = _with_model(session, job)
+    if job.kind == "prepare" and _refuse_overlap(session, claimed):
+        return None
+    return claimed
+
+
+def renew(
+    session: Session,
+    claim: Claim,
+    *,
+    phase: str | None = None,
+    progress: float | None = None,
+    eta_seconds: float | None = None,
+    rung: Document | None = None,
+    metrics: Document | None = None,
+) -> Renewal:
+    """Hold the job for another lease and, where ``progress`` is given, store the news.
+
+    The revision grows only if a reader would see a difference.
+    """
+    job = claim.job
+    mine = (
+        Job.tenant_id == job.tenant_id,
+        Job.id == job.id,
+        Job.epoch == claim.epoch,
+        Job.status == "running",
+    )
+    values: Document = {"lease_until": clock.now() + sessions.settings().lease_seconds}
+    if progress is not None:
+        news = {
+            "phase": phase,
+            "progress": progress,
+            "eta_seconds": eta_seconds,
+            "rung": rung,
+            "metrics": metrics or {},
+        }
+        seen = session.execute(select(*(getattr(Job, name) for name in news)).where(*mine)).first()
+        if seen is not None and seen._mapping != news:
+            values |= news | {"revision": Job.revision + 1}
+    renewed = (
+        update(Job)
+        .where(*mine)
+        .values(**values)
+        .returning(Job.cancel_requested_at)
+        .execution_options(synchronize_session=False)
+    )
+    found = session.execute(renewed).one_or_none()
+    return Renewal(alive=found is not None, cancel=found is not None and found[0] is not None)
+
+
+def hold(session: Session, claim: Claim) -> Job:
+    """Return the job of a claim, locked; for verbs that end the attempt.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    job = lock(session, claim.job.tenant_id, claim.job.id)
+    if job is None or job.status != "running":
+        raise LeaseLost(f"{claim.job.id} is not this attempt's any more")
+    return job
+
+
+def _take(session: Session, job_id: str, owner: str) -> Job | None:
+    taken = (
+        update(Job)
+        .where(Job.id == job_id, is_due())
+        .values(
+            status="running",
+            phase="resolving",
+            epoch=Job.epoch + 1,
+            attempts=Job.attempts + 1,
+            revision=Job.revision + 1,
+            lease_owner=owner,
+            lease_until=clock.now() + sessions.settings().lease_seconds,
+            started_at=func.coalesce(Job.started_at, datetime.now(UTC)),
+        )
+        .returning(Job)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+    return session.scalars(taken).one_or_none()
+
+
+def _with_model(session: Session, job: Job) -> Claim:
+    tenant_id = job.tenant_id
+    model = models.get(session, tenant_id, job.model_id or "")
+    if job.kind == "unlearn":
+        job.version_id = model.current_version_id
+        session.flush()
+    version = session.get(Version, (tenant_id, job.version_id))
+    excluded = models.excluded_rows(session, tenant_id, model.id)
+    asked = _start_requests(session, job, excluded) if job.kind == "unlearn" else []
+    return Claim(
+        job,
+        job.epoch,
+        dataset=session.get(Dataset, (tenant_id, model.dataset_id)),
+        model=model,
+        version=version,
+        holdout=_holdout(session, model),
+        excluded=excluded,
+        requests={request.id: request.rows for request in asked},
+        forget_classes=tuple(
+            sorted({each.selector_class for each in asked if each.selector_class is not None})
+        ),
+    )
+
+
+def _holdout(session: Session, model: Model) -> Dataset | None:
+    if model.holdout_dataset_id is None:
+        return None
+    return session.get(Dataset, (model.tenant_id, model.holdout_dataset_id))
+
+
+def _start_requests(session: Session, job: Job, excluded: Rows) -> list[Request]:
+    """Move the job's requests on, without the rows that were forgotten since they came."""
+    move_requests(session, job, ("queued",), status="processing")
+    chosen = select(Request).where(
+        Request.tenant_id == job.tenant_id,
+        Request.job_id == job.id,
+        Request.status == "processing",
+    )
+    asked = session.scalars(
+        chosen.order_by(Request.id).execution_options(populate_existing=True)
+    ).all()
+    for request in asked:
+        left = np.setdiff1d(request.rows, excluded)
+        num_gone = len(request.rows) - len(left)
+        if num_gone:
+            applied = request.counts["num_already_applied"] + num_gone
+            request.counts = request.counts | {
+                "num_records": len(left),
+                "num_already_applied": applied,
+            }
+            request.rows = left
+    session.flush()
+    return [*asked]
+
+
+def _refuse_overlap(session: Session, claim: Claim) -> bool:
+    """End a ``prepare`` whose holdout was trained on; at upload the files were not read yet."""
+    if claim.dataset is None or claim.holdout is None:
+        return False
+    tenant_id = claim.job.tenant_id
+    num = num_overlapping(session, tenant_id, claim.dataset.id, claim.holdout.id)
+    if num == 0:
+        return False
+    detail = f"{num} records of the holdout are records of the training split."
+    end(session, claim.job, "failed", epoch=claim.epoch, error=problem("holdout_overlap", detail))
+    return True

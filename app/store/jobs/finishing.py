@@ -1,0 +1,162 @@
+"""The end of jobs that read uploads, and every end that is not a success."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .. import session as sessions
+from ..endings import end, problem, requeue
+from ..keyed import subject_hash
+from ..tables import Baseline, Dataset, Document, Record, Version
+from ..trash import throw
+from .claiming import Claim, hold
+
+CHUNK = 10_000
+COLUMNS = ", ".join(column.name for column in Record.__table__.columns)
+IndexRow = Sequence[Any]
+"""``(record id, label, split, subject or None)``, one per row of the canonical file, in order."""
+
+
+def finish_ingest(
+    session: Session, claim: Claim, *, result: Document, blob: str, index: Iterable[IndexRow]
+) -> None:
+    """Make the dataset ready: index its records, keep its canonical file, throw the upload away.
+
+    Args:
+        session: of the caller's transaction.
+        claim: of the attempt.
+        result: of ``core.ingest``: counts, modality and details.
+        blob: key of the canonical file, already adopted.
+        index: one entry per row; subjects are hashed here and go no further.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    job = hold(session, claim)
+    dataset = session.get_one(Dataset, (job.tenant_id, job.dataset_id))
+    if dataset.status != "validating":
+        throw(session, blob)
+        end(session, job, "cancelled", epoch=claim.epoch)
+        return
+    _insert_records(session, dataset, index)
+    throw(session, dataset.blob)
+    dataset.blob, dataset.status = blob, "ready"
+    for name in ("num_train", "num_holdout", "num_classes", "modality"):
+        setattr(dataset, name, result[name])
+    dataset.details = result.get("details", {})
+    session.flush()
+    end(session, job, "succeeded", epoch=claim.epoch, result={"dataset": dataset.id})
+
+
+def finish_prepare(
+    session: Session,
+    claim: Claim,
+    *,
+    num_parameters: int,
+    findings: list[Document],
+    importance_blob: str | None,
+) -> None:
+    """Make the version ready, with its baseline findings and its stored importance.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    job = hold(session, claim)
+    key = (job.tenant_id, job.version_id)
+    version = session.get_one(Version, key, with_for_update=True, populate_existing=True)
+    if version.status not in ("validating", "ready"):
+        throw(session, importance_blob)
+        end(session, job, "cancelled", epoch=claim.epoch)
+        return
+    version.status, version.prepared_at = "ready", datetime.now(UTC)
+    version.num_parameters, version.importance_blob = num_parameters, importance_blob
+    session.merge(Baseline(tenant_id=job.tenant_id, version_id=version.id, findings=findings))
+    session.flush()
+    end(session, job, "succeeded", epoch=claim.epoch, result={"version": version.id})
+
+
+def fail(session: Session, claim: Claim, code: str, detail: str, retryable: bool) -> str:
+    """End an attempt that went wrong; the job is tried again later if that may help.
+
+    Args:
+        session: of the caller's transaction.
+        claim: of the attempt.
+        code: what went wrong.
+        detail: the same for people, without personal data.
+        retryable: whether the runner died, so that another attempt may end better; after
+            ``max_runner_deaths`` of them the job fails as ``runner_died``.
+
+    Returns:
+        The state of the job now: ``queued``, ``failed`` or, if that was asked, ``cancelled``.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    job, settings = hold(session, claim), sessions.settings()
+    deaths = job.runner_deaths + 1
+    if not retryable:
+        end(session, job, "failed", epoch=claim.epoch, error=problem(code, detail))
+    elif job.cancel_requested_at is not None:
+        end(session, job, "cancelled", epoch=claim.epoch)
+    elif deaths >= settings.max_runner_deaths:
+        job.runner_deaths = deaths
+        session.flush()
+        error = problem("runner_died", f"The runner died {deaths} times, at last: {detail}")
+        end(session, job, "failed", epoch=claim.epoch, error=error)
+    else:
+        waits = settings.retry_backoff_seconds
+        delay = waits[min(deaths, len(waits)) - 1]
+        requeue(session, job, epoch=claim.epoch, delay=delay, runner_deaths=deaths)
+    return job.status
+
+
+def release(session: Session, claim: Claim, *, delay: float = 0.0) -> None:
+    """Give a job back that could not be done here, with its attempt; another worker may go on.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    job = hold(session, claim)
+    if job.cancel_requested_at is not None:
+        end(session, job, "cancelled", epoch=claim.epoch)
+    else:
+        requeue(session, job, epoch=claim.epoch, delay=delay, attempts=job.attempts - 1)
+
+
+def cancelled(session: Session, claim: Claim) -> None:
+    """End a job whose cancellation the attempt has obeyed.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    end(session, hold(session, claim), "cancelled", epoch=claim.epoch)
+
+
+def _insert_records(session: Session, dataset: Dataset, index: Iterable[IndexRow]) -> None:
+    """Insert the index rows as fast as the driver can: a transaction is open meanwhile."""
+    tenant_id, connection = dataset.tenant_id, session.connection()
+    rows = (
+        (tenant_id, dataset.id, row, record_id, label, split, _hash(tenant_id, subject))
+        for row, (record_id, label, split, subject) in enumerate(index)
+    )
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(f"copy records ({COLUMNS}) from stdin") as copy:
+            for row in rows:
+                copy.write_row(row)
+        return
+    marks = ", ".join("?" * len(COLUMNS.split(",")))
+    while chunk := list(islice(rows, CHUNK)):
+        connection.exec_driver_sql(
+            f"insert into records ({COLUMNS}) values ({marks})",  # noqa: S608  # no input in it
+            chunk,
+        )
+
+
+def _hash(tenant_id: str, subject: str | None) -> str | None:
+    return None if subject is None else subject_hash(tenant_id, subject)

@@ -1,0 +1,231 @@
+"""Verbs over models and their versions."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Select, select, update
+from sqlalchemy.orm import Session
+
+from . import datasets
+from .endings import stop_jobs
+from .errors import Conflict, NotFound, Unacceptable
+from .ids import is_id, new
+from .resolution import Rows, num_overlapping
+from .tables import Baseline, Dataset, Document, Job, Model, Request, Version
+from .trash import throw
+
+APPLIED = ("applied", "completed")
+
+
+def create(
+    session: Session,
+    tenant_id: str,
+    *,
+    name: str,
+    architecture: Document,
+    preprocessing: Document,
+    recipe: Document | None,
+    dataset_id: str,
+    holdout_dataset_id: str | None,
+    digest: str,
+    size_bytes: int,
+    num_parameters: int | None,
+    blob: str,
+    meta: Document,
+) -> tuple[Model, Version, Job]:
+    """Register a model with version 1, and queue the job that checks and measures it.
+
+    Raises:
+        NotFound: if a dataset is not the tenant's, or was deleted.
+        Unacceptable: ``upload_rejected`` if a dataset was; ``holdout_missing`` if its holdout
+            split is empty; ``holdout_overlap`` if a holdout record is a training record too.
+    """
+    train = _usable_dataset(session, tenant_id, dataset_id)
+    if holdout_dataset_id is not None:
+        holdout = _usable_dataset(session, tenant_id, holdout_dataset_id)
+        _check_holdout(session, train, holdout)
+    model = Model(
+        tenant_id=tenant_id,
+        id=new("mdl"),
+        name=name,
+        architecture=architecture,
+        preprocessing=preprocessing,
+        recipe=recipe,
+        dataset_id=dataset_id,
+        holdout_dataset_id=holdout_dataset_id,
+        split_key=secrets.token_hex(32),
+        meta=meta,
+    )
+    version = Version(
+        tenant_id=tenant_id,
+        id=new("ver"),
+        model_id=model.id,
+        number=1,
+        digest=digest,
+        size_bytes=size_bytes,
+        num_parameters=num_parameters,
+        blob=blob,
+    )
+    model.current_version_id = version.id
+    job = queue_prepare(version)
+    for row in (model, job, version):
+        session.add(row)
+        session.flush()
+    return model, version, job
+
+
+def queue_prepare(version: Version) -> Job:
+    """Return the job that measures ``version``, to be added."""
+    return Job(
+        tenant_id=version.tenant_id,
+        id=new("job"),
+        kind="prepare",
+        model_id=version.model_id,
+        version_id=version.id,
+    )
+
+
+def get(session: Session, tenant_id: str, model_id: str) -> Model:
+    """Return the model of that id; raise NotFound if the tenant has none."""
+    model = session.get(Model, (tenant_id, model_id))
+    if model is None:
+        raise NotFound
+    return model
+
+
+def delete(session: Session, tenant_id: str, model_id: str) -> Model:
+    """Remove the bytes of a model and cancel its work, and leave its rows; again changes nothing.
+
+    A job that runs is asked to stop; its end changes nothing any more.
+    """
+    model = session.get(Model, (tenant_id, model_id), with_for_update=True, populate_existing=True)
+    if model is None:
+        raise NotFound
+    if model.status == "deleted":
+        return model
+    now = datetime.now(UTC)
+    model.status, model.deleted_at = "deleted", now
+    session.flush()
+    for version in session.scalars(_versions(tenant_id, model_id)):
+        throw(session, version.blob, version.importance_blob)
+        version.blob = version.importance_blob = None
+        if version.status != "rejected":
+            version.status, version.withdrawn_at = "withdrawn", version.withdrawn_at or now
+    session.flush()
+    stop_jobs(session, Job.tenant_id == tenant_id, Job.model_id == model_id)
+    session.execute(
+        update(Request)
+        .where(
+            Request.tenant_id == tenant_id,
+            Request.model_id == model_id,
+            Request.status.in_(("queued", "processing", "needs_attention")),
+        )
+        .values(status="cancelled", completed_at=now)
+    )
+    return model
+
+
+def version(session: Session, tenant_id: str, model_id: str, ref: str | int) -> Version:
+    """Return a version by number, by id, or by alias.
+
+    Args:
+        session: any.
+        tenant_id: owner of the model.
+        model_id: whose version.
+        ref: ``3``, ``"3"``, ``"ver_..."``, ``"@serving"`` or ``"@latest"``.
+
+    Raises:
+        NotFound: if there is no such model or version.
+    """
+    model = get(session, tenant_id, model_id)
+    chosen, text = _versions(tenant_id, model_id), str(ref)
+    if text == "@serving":
+        chosen = chosen.where(Version.id == model.current_version_id)
+    elif text == "@latest":
+        chosen = chosen.order_by(Version.number.desc()).limit(1)
+    elif is_id(text, "ver"):
+        chosen = chosen.where(Version.id == text)
+    elif text.isascii() and text.isdigit() and len(text) < 10:
+        chosen = chosen.where(Version.number == int(text))
+    else:
+        raise NotFound
+    found = session.scalars(chosen).one_or_none()
+    if found is None:
+        raise NotFound
+    return found
+
+
+def versions(session: Session, tenant_id: str, model_id: str) -> list[Version]:
+    """Return the versions of a model, oldest first."""
+    get(session, tenant_id, model_id)
+    return [*session.scalars(_versions(tenant_id, model_id).order_by(Version.number))]
+
+
+def excluded_rows(session: Session, tenant_id: str, model_id: str) -> Rows:
+    """Training rows that the model's lineage has forgotten: int64[N], sorted."""
+    return rows_of_requests(session, tenant_id, model_id, APPLIED)
+
+
+def rows_of_requests(
+    session: Session, tenant_id: str, model_id: str, states: tuple[str, ...]
+) -> Rows:
+    """Union of the rows of the model's requests in these states: int64[N], sorted."""
+    chosen = select(Request.rows).where(
+        Request.tenant_id == tenant_id, Request.model_id == model_id, Request.status.in_(states)
+    )
+    return union([*session.scalars(chosen)])
+
+
+def union(sets: list[Any]) -> Rows:
+    """Union of row sets: int64[N], sorted."""
+    return np.unique(np.concatenate([np.empty(0, np.int64), *sets]))
+
+
+def baseline(session: Session, tenant_id: str, version_id: str) -> list[Document] | None:
+    """Findings that ``prepare`` made on a version; None if it has not."""
+    found = session.get(Baseline, (tenant_id, version_id))
+    return None if found is None else found.findings
+
+
+def current(session: Session, model: Model) -> Version:
+    """The version that ``@serving`` names."""
+    found = session.get(Version, (model.tenant_id, model.current_version_id or ""))
+    assert found is not None, "a model is stored together with its first version"
+    return found
+
+
+def _versions(tenant_id: str, model_id: str) -> Select[Version]:
+    return select(Version).where(Version.tenant_id == tenant_id, Version.model_id == model_id)
+
+
+def _usable_dataset(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    """Return a dataset, kept from being deleted or rejected until the transaction ends."""
+    dataset = session.get(
+        Dataset, (tenant_id, dataset_id), with_for_update={"read": True}, populate_existing=True
+    )
+    if dataset is None or dataset.status == "deleted":
+        raise NotFound
+    if dataset.status == "rejected":
+        raise datasets.rejected(dataset)
+    if dataset.purpose == "forget":
+        raise Conflict("state_conflict", "The dataset was sent only to be forgotten.")
+    return dataset
+
+
+def _check_holdout(session: Session, train: Dataset, holdout: Dataset) -> None:
+    """Refuse a holdout that is empty or overlaps; files not read yet are checked by ``prepare``."""
+    if {train.status, holdout.status} != {"ready"}:
+        return
+    if train.id == holdout.id and not train.num_holdout:
+        raise Unacceptable("holdout_missing", "The dataset has no record with split 'holdout'.")
+    num = num_overlapping(session, train.tenant_id, train.id, holdout.id)
+    if num:
+        raise Unacceptable(
+            "holdout_overlap",
+            "The holdout names records of the training split.",
+            extra={"num_overlapping": num},
+        )

@@ -1,0 +1,397 @@
+"""Verbs over unlearn requests: receive one, read it, take it back."""
+
+from __future__ import annotations
+
+import calendar
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from core import policies
+
+from . import datasets, models
+from .endings import lock, stop
+from .errors import Conflict, NotFound, Unacceptable
+from .ids import new
+from .resolution import Resolution, Rows, rows_of_class, rows_of_ids, rows_of_subject
+from .tables import Dataset, Document, Job, Model, Request, Version
+
+MIN_RETAINED = 2
+"""Fewest training records that must stay."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Whom or what to forget, and how, as the caller put it."""
+
+    selector: str
+    record_ids: list[str] | None
+    subject: str | None
+    class_index: int | str | None
+    ignore_missing: bool
+    policy: policies.Policy
+    unlearner: Document | None
+    options: Document
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the wish means in the model's datasets."""
+
+    rows: Rows
+    label: int | None
+    counts: dict[str, int]
+
+
+def receive(
+    session: Session,
+    tenant_id: str,
+    *,
+    model_id: str,
+    selector: str,
+    record_ids: list[str] | None = None,
+    subject: str | None = None,
+    class_index: int | str | None = None,
+    ignore_missing: bool = False,
+    policy: policies.Policy = "standard",
+    unlearner: Document | None = None,
+    options: Document | None = None,
+    reason: str | None = None,
+    received_at: datetime | None = None,
+    meta: Document | None = None,
+) -> Request:
+    """Take in a request: resolve it, refuse it or store it, and give it a job.
+
+    It joins a job that is still queued where everything that decides about the job is equal. One
+    that has nothing to forget is completed at once, with a job that says so.
+
+    Args:
+        session: of the caller's transaction.
+        tenant_id: owner of the model.
+        model_id: the model that is to forget.
+        selector: ``record_ids``, ``subject`` or ``class``; the argument of that kind is needed.
+        record_ids: repeated ids count once.
+        subject: the raw reference; only its keyed hash is compared, none is stored.
+        class_index: a label, or a class name of the dataset.
+        ignore_missing: drop ids that are not in the dataset instead of refusing them.
+        policy: decides the ladder and the gates.
+        unlearner: one unlearner config, then the only rung.
+        options: ``seed``, ``batch_size``, ``bn_policy``, ``time_limit_seconds``.
+        reason: the legal ground, for people.
+        received_at: when the person asked, if earlier than now.
+        meta: the caller's own pairs.
+
+    Raises:
+        NotFound: if the model is not the tenant's.
+        Conflict: ``model_not_active`` or ``dataset_not_ready``.
+        Unacceptable: ``upload_rejected``, ``policy_unavailable``, ``records_not_found``,
+            ``class_unknown``, ``retain_set_too_small``, ``recipe_missing``, ``holdout_missing``.
+    """
+    wish = Wish(
+        selector,
+        record_ids,
+        subject,
+        class_index,
+        ignore_missing,
+        policy,
+        unlearner,
+        options or {},
+    )
+    model, dataset = _usable(session, tenant_id, model_id)
+    if policy == "strict":
+        raise Unacceptable(
+            "policy_unavailable", "The policy 'strict' needs audits that are not registered yet."
+        )
+    found = _resolve(session, model, dataset, wish)
+    if len(found.rows):
+        _refuse_too_small(session, model, dataset, found.rows)
+        _refuse_empty_ladder(model, dataset, wish, len(found.rows))
+        job = _join_or_queue(session, model, wish)
+    else:
+        job = _done_job(session, model, wish)
+    now = datetime.now(UTC)
+    asked_at = received_at or now
+    request = Request(
+        tenant_id=tenant_id,
+        id=new("req"),
+        model_id=model_id,
+        job_id=job.id,
+        selector=selector,
+        selector_class=found.label,
+        rows=found.rows,
+        counts=found.counts,
+        policy=policy,
+        unlearner=unlearner,
+        reason=reason,
+        meta=meta or {},
+        received_at=asked_at,
+        due_at=one_month_after(asked_at),
+    )
+    if not len(found.rows):
+        request.status, request.outcome, request.completed_at = "completed", "no_influence", now
+    session.add(request)
+    session.flush()
+    return request
+
+
+def get(session: Session, tenant_id: str, request_id: str) -> Request:
+    """Return the request of that id; raise NotFound if the tenant has none."""
+    request = session.get(Request, (tenant_id, request_id))
+    if request is None:
+        raise NotFound
+    return request
+
+
+def cancel(session: Session, tenant_id: str, request_id: str) -> Request:
+    """Take a request back: it leaves its job, which is cancelled when nobody is left in it.
+
+    Doing it again changes nothing.
+
+    Raises:
+        Conflict: ``state_conflict`` if the request is done.
+    """
+    job = lock(session, tenant_id, get(session, tenant_id, request_id).job_id)
+    request = session.get(
+        Request, (tenant_id, request_id), with_for_update=True, populate_existing=True
+    )
+    assert job is not None, "a request is stored together with its job"
+    assert request is not None, "requests are never deleted"
+    if request.status == "cancelled":
+        return request
+    if request.status in ("applied", "completed"):
+        raise Conflict("state_conflict", "The request is done and cannot be cancelled.")
+    request.status, request.completed_at = "cancelled", datetime.now(UTC)
+    session.flush()
+    if num_waiting(session, job) == 0:
+        stop(session, job)
+    else:
+        job.revision += 1
+        session.flush()
+    return request
+
+
+def num_waiting(session: Session, job: Job) -> int:
+    """How many requests the job still has to serve."""
+    chosen = select(func.count()).where(
+        Request.tenant_id == job.tenant_id,
+        Request.job_id == job.id,
+        Request.status.in_(("queued", "processing")),
+    )
+    return session.scalar(chosen) or 0
+
+
+def one_month_after(at: datetime) -> datetime:
+    """One calendar month later (GDPR Art. 12(3)); the month's last day where there is no such day.
+
+    Example:
+        >>> one_month_after(datetime(2024, 1, 31, tzinfo=UTC)).date().isoformat()
+        '2024-02-29'
+    """
+    year, month = (at.year, at.month + 1) if at.month < 12 else (at.year + 1, 1)
+    day = min(at.day, calendar.monthrange(year, month)[1])
+    return at.replace(year=year, month=month, day=day)
+
+
+def _usable(session: Session, tenant_id: str, model_id: str) -> tuple[Model, Dataset]:
+    """Return the model, kept as it is until the transaction ends, and its dataset."""
+    model = session.get(
+        Model, (tenant_id, model_id), with_for_update={"read": True}, populate_existing=True
+    )
+    if model is None:
+        raise NotFound
+    if model.status != "active":
+        raise Conflict("model_not_active", "The model was deleted.")
+    version = models.current(session, model)
+    if version.status == "rejected":
+        raise _rejected(version)
+    dataset = datasets.get(session, tenant_id, model.dataset_id)
+    if dataset.status == "rejected":
+        raise datasets.rejected(dataset)
+    if dataset.status != "ready":
+        raise Conflict(
+            "dataset_not_ready",
+            "The dataset of the model is still being read.",
+            headers={"Retry-After": "2"},
+        )
+    return model, dataset
+
+
+def _rejected(version: Version) -> Unacceptable:
+    cause = version.rejection or {}
+    return Unacceptable(
+        "upload_rejected",
+        f"The model was rejected: {cause.get('code')}: {cause.get('detail')}",
+        extra={"cause": cause},
+    )
+
+
+def _resolve(session: Session, model: Model, dataset: Dataset, wish: Wish) -> Found:
+    """Resolve the selector to training rows that the lineage has not forgotten yet."""
+    tenant_id, label, num_duplicates = model.tenant_id, None, 0
+    if wish.selector == "class":
+        label = _label(dataset, wish.class_index)
+        resolution = rows_of_class(session, tenant_id, dataset.id, label)
+    elif wish.selector == "subject":
+        assert wish.subject is not None
+        resolution = rows_of_subject(session, tenant_id, dataset.id, wish.subject)
+    else:
+        assert wish.record_ids is not None
+        num_duplicates = len(wish.record_ids) - len(set(wish.record_ids))
+        resolution = _resolve_ids(session, model, wish)
+    excluded = models.excluded_rows(session, tenant_id, model.id)
+    rows = np.setdiff1d(resolution.rows, excluded)
+    counts = {
+        "num_records": len(rows),
+        "num_duplicates": num_duplicates,
+        "num_missing": resolution.num_missing,
+        "num_holdout": resolution.num_holdout,
+        "num_already_applied": len(resolution.rows) - len(rows),
+    }
+    return Found(rows, label, counts)
+
+
+def _resolve_ids(session: Session, model: Model, wish: Wish) -> Resolution:
+    """Resolve ids; those of a separate holdout were never trained on, but are not missing."""
+    ids = wish.record_ids or []
+    found = rows_of_ids(session, model.tenant_id, model.dataset_id, ids)
+    num_holdout, missing = found.num_holdout, found.missing
+    if missing and model.holdout_dataset_id not in (None, model.dataset_id):
+        assert model.holdout_dataset_id is not None
+        held = rows_of_ids(session, model.tenant_id, model.holdout_dataset_id, missing)
+        num_holdout += len(missing) - held.num_missing
+        missing = held.missing
+    if missing and not wish.ignore_missing:
+        raise Unacceptable(
+            "records_not_found",
+            f"{len(missing)} record ids are not in the dataset of the model.",
+            extra={"num_missing": len(missing)},
+        )
+    return Resolution(found.rows, num_holdout, missing)
+
+
+def _label(dataset: Dataset, wanted: int | str | None) -> int:
+    names = dataset.class_names or []
+    num = len(names) or dataset.num_classes or 0
+    if isinstance(wanted, str) and Counter(names)[wanted] == 1:
+        return names.index(wanted)
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < num:
+        return wanted
+    raise Unacceptable(
+        "class_unknown",
+        f"The dataset has {num} classes and none of that name or number.",
+        errors=[{"pointer": "/forget/class", "message": "unknown", "code": "class_unknown"}],
+    )
+
+
+def _refuse_too_small(session: Session, model: Model, dataset: Dataset, rows: Rows) -> None:
+    """Refuse when, with all that was accepted before, too little would stay to train on."""
+    states = (*models.APPLIED, "queued", "processing")
+    gone = models.rows_of_requests(session, model.tenant_id, model.id, states)
+    num_left = (dataset.num_train or 0) - len(models.union([gone, rows]))
+    if num_left < MIN_RETAINED:
+        raise Unacceptable(
+            "retain_set_too_small",
+            "Together with the requests accepted before, too few training records would stay.",
+            extra={"num_retained": max(num_left, 0), "min_retained": MIN_RETAINED},
+        )
+
+
+def _refuse_empty_ladder(model: Model, dataset: Dataset, wish: Wish, num_forget: int) -> None:
+    has_holdout = model.holdout_dataset_id is not None and (
+        model.holdout_dataset_id != model.dataset_id or bool(dataset.num_holdout)
+    )
+    situation = policies.Situation(
+        policy=wish.policy,
+        selector="class" if wish.selector == "class" else "records",
+        num_forget=num_forget,
+        has_recipe=model.recipe is not None,
+        has_holdout=has_holdout,
+        unlearner=wish.unlearner,
+    )
+    if policies.ladder(situation):
+        return
+    if wish.policy == "exact" or has_holdout:
+        raise Unacceptable(
+            "recipe_missing", "Exact unlearning retrains, and the model came without a recipe."
+        )
+    raise Unacceptable(
+        "holdout_missing",
+        "Without a holdout nothing can judge approximate unlearning, and without a recipe the "
+        "model cannot be retrained.",
+    )
+
+
+def _join_or_queue(session: Session, model: Model, wish: Wish) -> Job:
+    """Return a queued job that does just this, made if there is none."""
+    key = _join_key(model, wish)
+    queued = select(Job).where(
+        Job.tenant_id == model.tenant_id,
+        Job.model_id == model.id,
+        Job.join_key == key,
+        Job.status == "queued",
+        Job.cancel_requested_at.is_(None),
+    )
+    job = session.scalars(queued.order_by(Job.id).limit(1).with_for_update()).one_or_none()
+    if job is not None:
+        job.revision += 1
+    else:
+        job = _new_job(model, wish)
+        job.join_key = key
+        session.add(job)
+    session.flush()
+    return job
+
+
+def _new_job(model: Model, wish: Wish) -> Job:
+    return Job(
+        tenant_id=model.tenant_id,
+        id=new("job"),
+        kind="unlearn",
+        model_id=model.id,
+        policy=wish.policy,
+        unlearner=wish.unlearner,
+        options=wish.options,
+    )
+
+
+def _done_job(session: Session, model: Model, wish: Wish) -> Job:
+    """Return a job that succeeded because there was nothing to do."""
+    job, now = _new_job(model, wish), datetime.now(UTC)
+    version = models.current(session, model)
+    job.status, job.progress, job.finished_at = "succeeded", 1.0, now
+    job.version_id = version.id
+    job.result = no_influence(version)
+    session.add(job)
+    session.flush()
+    return job
+
+
+def no_influence(version: Version) -> Document:
+    """The result of a job that had nothing to forget: the version stays."""
+    return {
+        "outcome": "no_influence",
+        "version": version.id,
+        "version_number": version.number,
+        "published": None,
+        "reason": "none of the records was in the training set, or all were forgotten before",
+        "cost": {},
+    }
+
+
+def _join_key(model: Model, wish: Wish) -> str:
+    """Digest of all that decides about a job but the records themselves."""
+    deciding: list[Any] = [
+        model.id,
+        "class" if wish.selector == "class" else "records",
+        wish.policy,
+        wish.unlearner,
+        wish.options,
+    ]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,170 @@
+"""Engine, ``transaction()`` and ``reading()``: the only place where anything is committed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import TimeoutError
+from sqlalchemy.orm import Session
+
+from app.settings import Settings, get_settings
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+BUSY_MILLISECONDS = 30_000
+POSTGRES_OPTIONS = (
+    "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
+)
+
+_lock = threading.Lock()
+_writers = threading.Lock()
+_settings: Settings | None = None
+_engine: Engine | None = None
+
+
+def settings() -> Settings:
+    """Return the settings the store works with: those of ``configure``, or the process's own."""
+    return _settings or get_settings()
+
+
+def configure(chosen: Settings | None) -> None:
+    """Use ``chosen`` from now on (None: the process's own); connections made before are closed."""
+    global _settings, _engine
+    with _lock:
+        if _engine is not None:
+            _engine.dispose()
+        _settings, _engine = chosen, None
+
+
+def engine() -> Engine:
+    """Return the engine of this process, made on first use."""
+    global _engine
+    with _lock:
+        if _engine is None:
+            _engine = _new_engine(settings().database)
+        return _engine
+
+
+def write_session() -> Iterator[Session]:
+    """Yield a session whose work is committed at the end, or rolled back if an error passes.
+
+    Begins with the first statement, not before: a web dependency that waited for SQLite's write
+    lock while it opens would use up the threads that the holder needs to finish.
+    """
+    turn = _Turn()
+    bind = engine().execution_options(lethe_begin="BEGIN IMMEDIATE", lethe_turn=turn)
+    try:
+        with Session(bind, expire_on_commit=False) as session, session.begin():
+            yield session
+    finally:
+        turn.end()
+
+
+def read_session() -> Iterator[Session]:
+    """Yield a session that sees one state on SQLite and never writes."""
+    bind = engine().execution_options(postgresql_readonly=True)
+    with Session(bind, expire_on_commit=False, autoflush=False) as session:
+        yield session
+
+
+transaction = contextmanager(write_session)
+reading = contextmanager(read_session)
+
+
+def ping() -> None:
+    """Ask the database for nothing; raises OperationalError when it is away."""
+    with reading() as session:
+        session.execute(text("select 1"))
+
+
+def at_head() -> bool:
+    """Whether every migration has been applied."""
+    heads = set(ScriptDirectory(str(MIGRATIONS)).get_heads())
+    with engine().connect() as connection:
+        return set(MigrationContext.configure(connection).get_current_heads()) == heads
+
+
+def upgrade(revision: str = "head") -> None:
+    """Apply the migrations up to ``revision``, in this process."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    command.upgrade(config, revision)
+
+
+class _Turn:
+    """The right of one SQLite writer to go ahead of the other writers of this process.
+
+    SQLite's own waiting is a sleep between tries, in which latecomers overtake for seconds.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+
+    def take(self) -> None:
+        """Wait for the turn, no longer than SQLite itself would."""
+        if not _writers.acquire(timeout=BUSY_MILLISECONDS / 1000):
+            raise TimeoutError("other writers held the database for too long")
+        self._taken = True
+
+    def end(self) -> None:
+        """Let the next writer go, if the turn was ever taken."""
+        if self._taken:
+            self._taken = False
+            _writers.release()
+
+
+def _new_engine(url_text: str) -> Engine:
+    url = make_url(url_text)
+    if url.drivername in {"postgresql", "postgres"}:
+        url = url.set(drivername="postgresql+psycopg")
+    options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 40}
+    if url.get_backend_name() == "sqlite":
+        return _new_sqlite(url.database, create_engine(url, **options))
+    options["connect_args"] = {"options": POSTGRES_OPTIONS, "connect_timeout": 5}
+    return create_engine(url, **options)
+
+
+def _new_sqlite(file: str | None, made: Engine) -> Engine:
+    """Give SQLite the transactions the driver does not: BEGIN is ours, not the driver's guess."""
+    if file and file != ":memory:":
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+
+    @event.listens_for(made, "connect")
+    def _prepare(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout={BUSY_MILLISECONDS}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            dbapi_connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(made, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if "lethe_turn" in options:
+            options["lethe_turn"].take()
+        connection.exec_driver_sql(options.get("lethe_begin", "BEGIN"))
+
+    return made
+
+
+def _forget_inherited() -> None:
+    """Drop connections in a forked child without closing the parent's sockets."""
+    global _lock, _writers
+    _lock, _writers = threading.Lock(), threading.Lock()
+    if _engine is not None:
+        _engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_forget_inherited)

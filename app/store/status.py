@@ -1,0 +1,30 @@
+"""States of jobs, requests, versions and datasets, and the moves that are allowed."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobKind = Literal["ingest", "prepare", "unlearn"]
+RequestStatus = Literal[
+    "queued", "processing", "applied", "completed", "needs_attention", "cancelled"
+]
+VersionStatus = Literal["validating", "ready", "rejected", "withdrawn"]
+DatasetStatus = Literal["validating", "ready", "rejected", "deleted"]
+ModelStatus = Literal["active", "deleted"]
+
+JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+REQUEST_TERMINAL: frozenset[str] = frozenset({"completed", "cancelled"})
+
+JOB_MOVES: dict[str, frozenset[str]] = {
+    "queued": frozenset({"running", "succeeded", "failed", "cancelled"}),
+    "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+
+
+def values(states: object) -> str:
+    """SQL list of the states of a Literal, for check constraints."""
+    return ", ".join(f"'{state}'" for state in get_args(states))

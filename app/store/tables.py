@@ -1,0 +1,377 @@
+"""Tables and their constraints; no behaviour.
+
+Every table carries ``tenant_id``, and every reference is composite ``(tenant_id, id)``, so a
+reference across tenants cannot be stored. Leases and the like are seconds since the epoch on the
+database's clock (``clock.now``), everything for people is a UTC timestamp.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import numpy as np
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    String,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from . import status
+from .columns import Rows, UTCDateTime
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+Document = dict[str, Any]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Declarative base with stable constraint names."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map: ClassVar = {
+        Document: JSON(none_as_null=True),
+        datetime: UTCDateTime,
+        str: String(255),
+    }
+
+
+def _owned(*columns: str, table: str) -> ForeignKeyConstraint:
+    """Composite reference to ``table`` within the same tenant."""
+    return ForeignKeyConstraint(["tenant_id", *columns], [f"{table}.tenant_id", f"{table}.id"])
+
+
+class Tenant(Base):
+    """Owner of everything else."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+
+
+class ApiKey(Base):
+    """A machine's credential; only a keyed hash of the secret is stored."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (ForeignKeyConstraint(["tenant_id"], ["tenants.id"]),)
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    public_id: Mapped[str] = mapped_column(unique=True)
+    """The 12 characters after ``lth_``; they find the row."""
+    secret_hmac: Mapped[str]
+    pepper_version: Mapped[int]
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class Dataset(Base):
+    """A registered set of records. ``blob`` is the canonical parquet, without subjects."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"]),
+        CheckConstraint(f"status in ({status.values(status.DatasetStatus)})", name="status"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    purpose: Mapped[str | None]
+    class_names: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    status: Mapped[str] = mapped_column(default="validating")
+    rejection: Mapped[Document | None]
+    """``{"code", "detail"}`` when rejected."""
+    digest: Mapped[str]
+    """sha256 of the bytes as uploaded."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    blob: Mapped[str | None]
+    """Key of the upload while validating, of the canonical file afterwards; None once deleted."""
+    num_train: Mapped[int | None]
+    num_holdout: Mapped[int | None]
+    num_classes: Mapped[int | None]
+    modality: Mapped[str | None]
+    details: Mapped[Document] = mapped_column(default=dict)
+    meta: Mapped[Document] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    deleted_at: Mapped[datetime | None]
+
+
+class Record(Base):
+    """Index of a dataset: record id and keyed hash of the subject -> row number."""
+
+    __tablename__ = "records"
+    __table_args__ = (
+        _owned("dataset_id", table="datasets"),
+        UniqueConstraint("tenant_id", "dataset_id", "record_id"),
+        Index(None, "tenant_id", "dataset_id", "subject_hash"),
+        Index(None, "tenant_id", "dataset_id", "label"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    dataset_id: Mapped[str] = mapped_column(primary_key=True)
+    row: Mapped[int] = mapped_column(primary_key=True)
+    record_id: Mapped[str] = mapped_column(String(512))
+    label: Mapped[int]
+    split: Mapped[str] = mapped_column(String(16))
+    subject_hash: Mapped[str | None] = mapped_column(String(64))
+
+
+class Model(Base):
+    """A named thing with versions."""
+
+    __tablename__ = "models"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"]),
+        _owned("dataset_id", table="datasets"),
+        _owned("holdout_dataset_id", table="datasets"),
+        CheckConstraint(f"status in ({status.values(status.ModelStatus)})", name="status"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    status: Mapped[str] = mapped_column(default="active")
+    architecture: Mapped[Document]
+    preprocessing: Mapped[Document]
+    recipe: Mapped[Document | None]
+    dataset_id: Mapped[str]
+    holdout_dataset_id: Mapped[str | None]
+    """Equal to ``dataset_id`` when that dataset's own holdout split is used."""
+    split_key: Mapped[str]
+    """Hex key that splits the holdout into its tuning and judging halves, once and for all."""
+    current_version_id: Mapped[str | None]
+    """What ``@serving`` names."""
+    meta: Mapped[Document] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    deleted_at: Mapped[datetime | None]
+
+
+class Version(Base):
+    """Immutable weights + digest + lineage."""
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        _owned("model_id", table="models"),
+        ForeignKeyConstraint(
+            ["tenant_id", "model_id", "parent_id"],
+            ["versions.tenant_id", "versions.model_id", "versions.id"],
+        ),
+        _owned("job_id", table="jobs"),
+        UniqueConstraint("tenant_id", "model_id", "id"),
+        UniqueConstraint("tenant_id", "model_id", "number"),
+        UniqueConstraint("tenant_id", "job_id"),
+        UniqueConstraint("tenant_id", "parent_id"),
+        CheckConstraint(f"status in ({status.values(status.VersionStatus)})", name="status"),
+        CheckConstraint("(number = 1) = (parent_id is null)", name="chain"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str]
+    number: Mapped[int]
+    parent_id: Mapped[str | None]
+    """The version it was made from; unique, so versions of a model form one chain."""
+    job_id: Mapped[str | None]
+    """The unlearn job that published it; None for the upload."""
+    status: Mapped[str] = mapped_column(default="validating")
+    rejection: Mapped[Document | None]
+    outcome: Mapped[str | None]
+    digest: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    num_parameters: Mapped[int | None] = mapped_column(BigInteger)
+    blob: Mapped[str | None]
+    importance_blob: Mapped[str | None]
+    """Derived state over the version's training records; dropped when one of them must go."""
+    prepared_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    withdrawn_at: Mapped[datetime | None]
+
+
+class Request(Base):
+    """The legal case: whom or what to forget, by when."""
+
+    __tablename__ = "unlearn_requests"
+    __table_args__ = (
+        _owned("model_id", table="models"),
+        _owned("job_id", table="jobs"),
+        _owned("applied_version_id", table="versions"),
+        Index(None, "tenant_id", "model_id", "status"),
+        Index(None, "tenant_id", "job_id"),
+        CheckConstraint(f"status in ({status.values(status.RequestStatus)})", name="status"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str]
+    job_id: Mapped[str]
+    status: Mapped[str] = mapped_column(default="queued")
+    outcome: Mapped[str | None]
+    selector: Mapped[str] = mapped_column(String(16))
+    """``record_ids``, ``subject`` or ``class``."""
+    selector_class: Mapped[int | None]
+    rows: Mapped[np.ndarray] = mapped_column(Rows)
+    """Training rows to forget, already-forgotten ones left out; the exclusion mask once applied."""
+    counts: Mapped[Document] = mapped_column(default=dict)
+    """``num_records, num_duplicates, num_missing, num_holdout, num_already_applied``."""
+    policy: Mapped[str] = mapped_column(String(16))
+    unlearner: Mapped[Document | None]
+    reason: Mapped[str | None]
+    problem: Mapped[Document | None]
+    """``{"code", "detail"}`` when a person must act."""
+    applied_version_id: Mapped[str | None]
+    meta: Mapped[Document] = mapped_column(default=dict)
+    received_at: Mapped[datetime]
+    due_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    completed_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    """The compute: one run of the ladder against one version, or of an ingest or a prepare."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"]),
+        _owned("model_id", table="models"),
+        _owned("dataset_id", table="datasets"),
+        CheckConstraint(f"status in ({status.values(status.JobStatus)})", name="status"),
+        CheckConstraint(f"kind in ({status.values(status.JobKind)})", name="kind"),
+        CheckConstraint("(status = 'running') = (lease_until is not null)", name="lease"),
+        Index(
+            "one_running_job_per_model",
+            "model_id",
+            unique=True,
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
+        Index(None, "status", "run_after"),
+        Index(None, "tenant_id", "model_id", "status"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    model_id: Mapped[str | None]
+    dataset_id: Mapped[str | None]
+    version_id: Mapped[str | None]
+    """prepare: the version to prepare; unlearn: the base, fixed at claim."""
+    status: Mapped[str] = mapped_column(String(16), default="queued")
+    revision: Mapped[int] = mapped_column(default=0)
+    """Grows with every change that a reader can see; the job's ETag."""
+    phase: Mapped[str | None]
+    progress: Mapped[float] = mapped_column(default=0.0)
+    eta_seconds: Mapped[float | None]
+    rung: Mapped[Document | None]
+    """``{"index", "of", "method"}`` of the rung at work."""
+    metrics: Mapped[Document] = mapped_column(default=dict)
+    policy: Mapped[str | None] = mapped_column(String(16))
+    unlearner: Mapped[Document | None]
+    options: Mapped[Document] = mapped_column(default=dict)
+    """``seed, batch_size, bn_policy, time_limit_seconds``."""
+    join_key: Mapped[str | None] = mapped_column(String(64))
+    """Digest of model, policy, unlearner and options; equal queued jobs are shared."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Counted at claim."""
+    runner_deaths: Mapped[int] = mapped_column(default=0)
+    lost_leases: Mapped[int] = mapped_column(default=0)
+    epoch: Mapped[int] = mapped_column(default=0)
+    """Fencing token: grows with every claim, and every write of an attempt matches on it."""
+    lease_owner: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    run_after: Mapped[float] = mapped_column(default=0.0)
+    dispatched_at: Mapped[float | None]
+    cancel_requested_at: Mapped[datetime | None]
+    result: Mapped[Document | None]
+    error: Mapped[Document | None]
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Rung(Base):
+    """Everything that was measured on one rung of a finished job (``core.findings.Rung``)."""
+
+    __tablename__ = "rungs"
+    __table_args__ = (_owned("job_id", table="jobs"),)
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[Document]
+
+
+class Baseline(Base):
+    """Findings of ``prepare`` on a version (list of ``core.findings.Finding``)."""
+
+    __tablename__ = "baselines"
+    __table_args__ = (_owned("version_id", table="versions"),)
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    version_id: Mapped[str] = mapped_column(primary_key=True)
+    findings: Mapped[list[Document]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+
+
+class IdempotencyKey(Base):
+    """The remembered answer of a POST, written in the transaction of what it created."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"]),
+        Index(None, "expires_at"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    principal: Mapped[str] = mapped_column(primary_key=True)
+    method: Mapped[str] = mapped_column(String(8), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status_code: Mapped[int]
+    headers: Mapped[Document]
+    body: Mapped[Document]
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    expires_at: Mapped[datetime]
+
+
+class Worker(Base):
+    """A live worker, for readiness; belongs to the machine, not to a tenant."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    slots: Mapped[int]
+    seen_at: Mapped[float]
+
+
+class Trash(Base):
+    """Blob keys whose rows are gone; the sweeper removes the bytes, then the row."""
+
+    __tablename__ = "trash"
+
+    blob: Mapped[str] = mapped_column(String(512), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(default=_now)

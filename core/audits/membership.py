@@ -1,0 +1,145 @@
+"""Population membership attack: forget records against never-seen records of the same classes.
+
+Source: Yeom et al. 2018, arXiv:1709.01604 (threshold attack); score scale of Carlini et al. 2022,
+    arXiv:2112.03570; modified entropy of Song and Mittal 2021, arXiv:2003.10595.
+Differs: no oracle and no shadow models; never-seen records are weighted to the class mix of the
+    forget set. Two-sided: an AUC below 1/2 marks the forget records just as well.
+Reference: the parent's own value; a perfect model scores 1/2 (AUC), 1 % (TPR at 1 % FPR), 0 (KS).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ..attack import Population, Score, allowed_band, population
+from ..findings import Finding
+from ..measures import kolmogorov_smirnov, margin, modified_entropy, tpr_at_fpr
+from ..problem import Evidence
+from ..registry import Config
+from ._registry import audits
+
+
+class MembershipConfig(Config):
+    """Tell forget records from never-seen ones by the model's output, with the power to do so."""
+
+    name: Literal["membership"] = "membership"
+    fpr: float = Field(
+        0.01, gt=0, lt=1, description="False positive rate at which the hit rate is read."
+    )
+
+    source: ClassVar[str] = (
+        "Yeom et al. 2018, arXiv:1709.01604; Carlini et al. 2022, arXiv:2112.03570"
+    )
+
+
+@audits
+def membership(evidence: Evidence, config: MembershipConfig) -> list[Finding]:
+    """Return AUC (margin and modified entropy), TPR at low FPR, KS distance, and the power.
+
+    Raises:
+        MissingEvidence: without never-seen records of the forgotten classes.
+    """
+    attack = population(evidence)
+    return [
+        _auc(attack, "auc_margin", margin),
+        _auc(attack, "auc_modified_entropy", _sureness),
+        _tpr(attack, config.fpr),
+        *_ks(attack),
+        _power(attack),
+    ]
+
+
+def _sureness(logits: Tensor, labels: Tensor) -> Tensor:
+    return -modified_entropy(logits, labels)
+
+
+def _auc(attack: Population, measure: str, score: Score) -> Finding:
+    after = attack.auc("after", score)
+    return Finding(
+        audit="membership",
+        measure=measure,
+        scope="forget",
+        value=after.value,
+        unit="1",
+        reference=attack.auc("before", score).value,
+        reference_name="before",
+        interval=(after.low, after.high),
+        examples=len(attack.match.forget),
+        reason=_left_out(attack),
+    )
+
+
+def _tpr(attack: Population, fpr: float) -> Finding:
+    weights = attack.match.weights
+    count = len(attack.match.forget)
+    measure = f"tpr_at_{fpr:g}_fpr"
+    try:
+        after = tpr_at_fpr(*attack.scores("after"), weights, fpr=fpr)
+        before = tpr_at_fpr(*attack.scores("before"), weights, fpr=fpr)
+    except ValueError as error:
+        return Finding(
+            audit="membership",
+            measure=measure,
+            scope="forget",
+            value=None,
+            unit="1",
+            examples=count,
+            verdict="inconclusive",
+            reason=str(error),
+        )
+    return Finding(
+        audit="membership",
+        measure=measure,
+        scope="forget",
+        value=after.value,
+        unit="1",
+        reference=before.value,
+        reference_name="before",
+        interval=(after.low, after.high),
+        examples=count,
+    )
+
+
+def _ks(attack: Population) -> list[Finding]:
+    before = kolmogorov_smirnov(*attack.scores("before"), attack.match.weights)
+    after = kolmogorov_smirnov(*attack.scores("after"), attack.match.weights)
+    return [
+        Finding(
+            audit="membership",
+            measure=measure,
+            scope="forget",
+            value=value,
+            unit="1",
+            reference=reference,
+            reference_name="before",
+            examples=len(attack.match.forget),
+        )
+        for measure, value, reference in zip(
+            ("ks_distance", "ks_p_value"), after, before, strict=True
+        )
+    ]
+
+
+def _power(attack: Population) -> Finding:
+    band = allowed_band(attack.auc("before").value - 0.5)
+    power = attack.power(band)
+    count = len(attack.match.forget)
+    return Finding(
+        audit="membership",
+        measure="power",
+        scope="forget",
+        value=power,
+        unit="1",
+        examples=count,
+        reason=f"probability that a perfect model would be found within {band:.3f} of 1/2 with "
+        f"{count} forget and {len(attack.match.others)} never-seen records",
+    )
+
+
+def _left_out(attack: Population) -> str | None:
+    if not attack.unmatched:
+        return None
+    return f"{attack.unmatched} forget records have no never-seen record of their class; left out"

@@ -1,0 +1,111 @@
+"""Batch norm: running statistics are a channel that no gradient method touches.
+
+They hold means and variances computed with the forget set, so after unlearning they are measured
+anew on retained data (``recalibrate``); during it they may be left alone (``frozen``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .data import Records
+from .determinism import generator
+
+_SHUFFLE_SEED = 0
+"""Fixed: recalibration is part of a model, not of a run."""
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether any layer keeps running statistics of batches."""
+    return bool(_tracking(model))
+
+
+@torch.no_grad()
+def recalibrate(
+    model: nn.Module,
+    records: Records,
+    batch_size: int,
+    device: torch.device,
+    limit: int | None = None,
+) -> None:
+    """Measure the running statistics of every batch-norm layer anew, in one forward pass.
+
+    Statistics are averaged over batches weighted by their size, which for equal batches is the
+    cumulative average that ``momentum=None`` stands for. Records are shuffled first, because a
+    batch of one class has less variance than the data. Modes and momenta are restored.
+
+    Args:
+        model: changed in place; a model without batch norm is left as it is.
+        records: retained records; unaugmented.
+        batch_size: records per batch.
+        device: where the model lives.
+        limit: use at most this many records, drawn with a fixed seed.
+
+    Raises:
+        ValueError: if there are no records.
+    """
+    layers = _tracking(model)
+    if not layers:
+        return
+    if len(records) == 0:
+        raise ValueError("batch norm can't be recalibrated on no records")
+    order = torch.randperm(len(records), generator=generator(_SHUFFLE_SEED))[:limit]
+    modes = {module: module.training for module in model.modules()}
+    momenta = {layer: layer.momentum for layer in layers}
+    model.eval()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.train()
+        _average(model, layers, records.take(order), batch_size, device)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep batch norm on its running statistics, whatever ``model.train()`` says meanwhile.
+
+    The affine parameters stay trainable. Modes are restored at the end.
+    """
+    layers = _tracking(model)
+    modes = {layer: layer.training for layer in layers}
+    hooks = [layer.register_forward_pre_hook(_to_eval) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, mode in modes.items():
+            layer.train(mode)
+
+
+def _average(
+    model: nn.Module,
+    layers: list[_BatchNorm],
+    records: Records,
+    batch_size: int,
+    device: torch.device,
+) -> None:
+    seen = 0
+    for x, _ in records.batches(batch_size, device, merge_single=True):
+        seen += len(x)
+        for layer in layers:
+            layer.momentum = len(x) / seen
+        model(x)
+
+
+def _tracking(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def _to_eval(layer: nn.Module, _: object) -> None:
+    layer.training = False

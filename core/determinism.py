@@ -1,0 +1,24 @@
+"""Seeding, and what is not promised.
+
+On one machine the same seed, thread count and CPU give the same bits. Across thread counts, CPUs,
+GPUs or releases of torch they do not.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global random generator in use; ``seed`` is any int64."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # libraries draw from the global state
+    torch.manual_seed(seed)
+
+
+def generator(seed: int) -> torch.Generator:
+    """Return a CPU generator of its own for one purpose; ``seed`` is any int64."""
+    return torch.Generator().manual_seed(seed)

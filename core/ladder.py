@@ -1,0 +1,190 @@
+"""Try rung after rung on copies of the parent; publish the first one that may be published."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from torch import nn
+
+from . import importance, networks, roles, weights
+from .data import Preprocessing
+from .device import choose
+from .errors import InvalidInput
+from .findings import Outcome, Rung
+from .policies import Policy, Selector
+from .problem import BatchNormPolicy
+from .recipe import Recipe
+from .report import Report, no_report
+from .rungs import Case, attempt
+from .unlearners import UnlearnerOptions, unlearners
+
+WEIGHTS_FILE = "model.safetensors"
+
+Refusal = Literal["ladder_exhausted", "evidence_insufficient"]
+
+
+def unlearn(
+    *,
+    out: Path,
+    weights: Path,
+    architecture: dict[str, Any],
+    preprocessing: dict[str, Any],
+    dataset: Path | None,
+    holdout: Path | None,
+    recipe: dict[str, Any] | None,
+    excluded: list[int],
+    split_key: str,
+    importance: Path | None,
+    requests: dict[str, list[int]],
+    selector: Selector,
+    forget_classes: list[int],
+    policy: Policy,
+    ladder: list[dict[str, Any]],
+    seed: int,
+    batch_size: int,
+    bn_policy: BatchNormPolicy,
+    time_limit_seconds: float,
+    device: str = "auto",
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Climb the ladder for one job.
+
+    Args:
+        out: folder for ``model.safetensors``, written only if a rung may be published.
+        weights: of the parent.
+        architecture: name and options of the network.
+        preprocessing: how stored values become network input.
+        dataset: canonical file of the training data.
+        holdout: canonical file of never-seen data; where it is ``dataset``, its holdout split.
+        recipe: how the parent was trained.
+        excluded: training rows that were forgotten before; they take no part.
+        split_key: halves the holdout into tuning and judging.
+        importance: stored importance; used only if it was made for these weights.
+        requests: request id -> training rows to forget.
+        selector: whether the requests name a class or records.
+        forget_classes: classes that they name.
+        policy: decides which verdicts a publication needs.
+        ladder: configurations of unlearners, in the order in which to try them.
+        seed: of everything random.
+        batch_size: records per batch outside of recipes.
+        bn_policy: what becomes of running statistics.
+        time_limit_seconds: wall-clock limit of the job; a rung that exceeds it fails.
+        device: where to compute.
+        report: told about progress.
+
+    Returns:
+        outcome, index of the published rung or None, all rungs as JSON, file name and digest of
+        the new weights or None, the reason, and where nothing was published its code.
+
+    Raises:
+        InvalidInput: if weights, data, recipe or ladder can't be used.
+    """
+    start = time.monotonic()
+    report("resolving", 0.0, None, None, {})
+    network = networks.parse(architecture)
+    parent = networks.build(network, seed)
+    load_finite(weights, parent)
+    known = roles.read(
+        dataset=dataset,
+        holdout=holdout,
+        preprocessing=Preprocessing.model_validate(preprocessing),
+        excluded=excluded,
+        split_key=split_key,
+    )
+    forget, retain = known.split(row for rows in requests.values() for row in rows)
+    case = Case(
+        parent=parent.eval(),
+        fresh=lambda fresh_seed: networks.build(network, fresh_seed),
+        forget=forget,
+        retain=retain,
+        tuning=known.tuning,
+        judging=known.judging,
+        recipe=None if recipe is None else Recipe.model_validate(recipe),
+        importance=_matching(importance, parent),
+        requests=requests,
+        selector=selector,
+        forget_classes=frozenset(forget_classes),
+        num_classes=networks.num_classes(network),
+        policy=policy,
+        seed=seed,
+        batch_size=batch_size,
+        bn_policy=bn_policy,
+        device=choose(device),
+        deadline=start + time_limit_seconds,
+        report=report,
+    )
+    rungs, model = climb(case, [parse(raw) for raw in ladder])
+    return _result(case, rungs, model, out)
+
+
+def climb(case: Case, ladder: list[UnlearnerOptions]) -> tuple[list[Rung], nn.Module | None]:
+    """Try the rungs in order until one may be published; return all that were tried."""
+    tried: list[Rung] = []
+    for index, config in enumerate(ladder):
+        rung, model = attempt(case, config, index, len(ladder))
+        tried.append(rung)
+        if model is not None:
+            return tried, model
+    return tried, None
+
+
+def parse(raw: dict[str, Any]) -> UnlearnerOptions:
+    """Read the configuration of an unlearner, with its defaults."""
+    return cast("UnlearnerOptions", unlearners.parse(raw))
+
+
+def load_finite(path: Path, model: nn.Module) -> None:
+    """Load weights and refuse NaN and infinity.
+
+    Raises:
+        InvalidInput: ``model_non_finite``, or what ``weights.load`` raises.
+    """
+    weights.load(path, model)
+    if broken := weights.non_finite(model):
+        raise InvalidInput(
+            "model_non_finite", f"{len(broken)} tensors hold NaN or infinity, such as {broken[0]}"
+        )
+
+
+def _matching(path: Path | None, parent: nn.Module) -> importance.Importance | None:
+    """Stored importance, if it was made for these weights; unlearners note what they used."""
+    if path is None:
+        return None
+    stored = importance.load(path)
+    return stored if stored.weights == weights.digest(parent) else None
+
+
+def _result(case: Case, rungs: list[Rung], model: nn.Module | None, out: Path) -> dict[str, Any]:
+    case.report("publishing", 0.0, None, None, {})
+    digest = None if model is None else weights.save(model.cpu(), out / WEIGHTS_FILE)
+    case.report("publishing", 1.0, 0.0, None, {})
+    outcome: Outcome = "not_erased"
+    if model is not None:
+        outcome = "erased_exact" if rungs[-1].exact else "erased_approximate"
+    code = None if model is not None else _refusal(rungs)
+    return {
+        "outcome": outcome,
+        "published": rungs[-1].index if model is not None else None,
+        "rungs": [rung.model_dump(mode="json") for rung in rungs],
+        "weights": None if model is None else WEIGHTS_FILE,
+        "digest": digest,
+        "code": code,
+        "reason": rungs[-1].reason if model is not None else _why_not(rungs),
+    }
+
+
+def _refusal(rungs: list[Rung]) -> Refusal:
+    """Whether rungs failed, or evidence was missing for all that could be tried."""
+    failed = any(
+        rung.status == "errored" or any(gate.verdict == "failed" for gate in rung.gates)
+        for rung in rungs
+    )
+    return "ladder_exhausted" if failed else "evidence_insufficient"
+
+
+def _why_not(rungs: list[Rung]) -> str:
+    if not rungs:
+        return "the policy leaves no rung to try for this model"
+    return "; ".join(f"{rung.unlearner['name']} {rung.status}: {rung.reason}" for rung in rungs)

@@ -1,0 +1,90 @@
+"""What an unlearner is given (Problem) and what an audit is given (Evidence)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .data import Records
+from .errors import MissingEvidence, OutOfTime
+from .importance import Importance
+from .policies import Selector
+from .training import Recipe
+
+BatchNormPolicy = Literal["frozen", "tracked", "recalibrate"]
+Progress = Callable[[float, dict[str, float]], None]
+"""Called with the fraction done of this unlearner in [0, 1] and live metrics."""
+
+
+def no_progress(fraction: float, metrics: dict[str, float]) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """All an unlearner is given. ``model`` is a private copy that may be changed in place."""
+
+    model: nn.Module
+    fresh: Callable[[int], nn.Module]
+    """Builds the same network with a new random initialisation from a seed."""
+    forget: Records
+    retain: Records | None
+    tuning: Records | None
+    """Tuning half of the holdout: for searches and early stopping, never for gates."""
+    recipe: Recipe | None
+    importance: Importance | None
+    """Stored per-parameter importance of the parent over its training records, from ``prepare``."""
+    selector: Selector
+    num_classes: int
+    seed: int
+    batch_size: int = 256
+    bn_policy: BatchNormPolicy = "recalibrate"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Progress = no_progress
+    deadline: float | None = None
+    """``time.monotonic()`` value after which ``check_time`` raises."""
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """An unlearner appends every hyper-parameter it tried, with what it measured."""
+
+    def check_time(self) -> None:
+        """Raise OutOfTime once the wall-clock limit of the job is spent."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime("the time limit of the job is spent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All an audit is given. Models are in eval mode and must not be changed."""
+
+    before: nn.Module
+    after: nn.Module
+    forget: Records
+    retain: Records | None
+    """A seeded sample of the retain set, of bounded size."""
+    holdout: Records | None
+    """Judging half of the holdout only."""
+    selector: Selector
+    num_classes: int
+    forget_classes: frozenset[int]
+    """Classes that a ``class`` request names; empty for records."""
+    scores: Mapping[str, Mapping[str, torch.Tensor]]
+    """``scores[model][role]``: logits[N, C] in float32 for model ``before`` or ``after`` and role
+    ``forget``, ``retain`` or ``holdout``; computed once, shared by all audits."""
+    oracle: nn.Module | None = None
+
+    def need_holdout(self) -> Records:
+        """Return the holdout, or raise MissingEvidence."""
+        if self.holdout is None or len(self.holdout) == 0:
+            raise MissingEvidence("no holdout was registered with the model")
+        return self.holdout
+
+    def need_oracle(self) -> nn.Module:
+        """Return the oracle, or raise MissingEvidence."""
+        if self.oracle is None:
+            raise MissingEvidence("no oracle was trained for this forget set")
+        return self.oracle

@@ -1,0 +1,274 @@
+"""One rung: an unlearner on a copy of the parent, then audits, gates and the decision."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import gates
+from .attack import population
+from .audits import audits, run_all
+from .data import Records
+from .determinism import seed_everything
+from .errors import CoreError, Diverged, MissingEvidence, NothingChanged
+from .findings import Finding, RequestEvidence, Rung
+from .forgetting import forgetting
+from .importance import Importance
+from .policies import Policy, Selector, may_publish
+from .problem import BatchNormPolicy, Evidence, Problem
+from .recipe import Recipe
+from .report import Report
+from .roles import positions, sample
+from .scores import change, gather
+from .unlearners import Need, UnlearnerOptions, unlearners
+
+RETAIN_SAMPLE = 5000
+"""Retained records that audits look at."""
+
+_HISTOGRAM_BINS = 40
+
+Scores = dict[str, Tensor]
+"""Role -> logits."""
+
+
+@dataclass(kw_only=True)
+class Case:
+    """What all rungs of a job share."""
+
+    parent: nn.Module
+    fresh: Callable[[int], nn.Module]
+    forget: Records
+    retain: Records | None
+    tuning: Records | None
+    judging: Records | None
+    recipe: Recipe | None
+    importance: Importance | None
+    requests: Mapping[str, list[int]]
+    selector: Selector
+    forget_classes: frozenset[int]
+    num_classes: int
+    policy: Policy
+    seed: int
+    batch_size: int
+    bn_policy: BatchNormPolicy
+    device: torch.device
+    deadline: float
+    report: Report
+    before: Scores = field(default_factory=dict)
+    """The parent's logits, computed for the first rung and shared by all."""
+
+    def audited(self) -> dict[str, Records]:
+        """Records that audits look at, by role."""
+        roles = {
+            "forget": self.forget,
+            "retain": sample(self.retain, RETAIN_SAMPLE, self.seed),
+            "holdout": self.judging,
+        }
+        return {role: records for role, records in roles.items() if records is not None}
+
+
+def attempt(
+    case: Case, config: UnlearnerOptions, index: int, of: int
+) -> tuple[Rung, nn.Module | None]:
+    """Try one rung; return what was measured, and the model if it may be published.
+
+    An unlearner that raises a CoreError makes the rung ``errored``, with the reason.
+    """
+    told = {"index": index, "of": of, "method": config.name}
+    rung = Rung(
+        index=index,
+        unlearner=config.model_dump(mode="json"),
+        exact=config.exact,
+        status="skipped",
+        reason="",
+    )
+    if reason := _reason_to_skip(case, config):
+        return rung.model_copy(update={"reason": reason}), None
+    tried: list[dict[str, Any]] = []
+    start = time.monotonic()
+    try:
+        model = _run(case, config, told, tried)
+        middle = time.monotonic()
+        evidence = gather_evidence(case, model, told)
+        rung = _judge(case, evidence, rung)
+    except CoreError as error:
+        failed = {"status": "errored", "reason": f"{error.code}: {error}"}
+        seconds = time.monotonic() - start
+        return rung.model_copy(update={**failed, "tried": tried, "seconds": seconds}), None
+    timing = {"seconds": middle - start, "audit_seconds": time.monotonic() - middle}
+    rung = rung.model_copy(update={"tried": tried, **timing})
+    return rung, model if rung.status == "published" else None
+
+
+def gather_evidence(case: Case, model: nn.Module, told: dict[str, Any] | None) -> Evidence:
+    """Compute the logits of parent and candidate, each once, for all audits and gates."""
+    records = case.audited()
+    total = sum(len(r) for r in records.values())
+
+    def logits_of(which: nn.Module, first: float, share: float) -> Scores:
+        found, done = {}, 0
+        for role, chosen in records.items():
+            case.report("auditing", first + share * done / total, None, told, {})
+            found[role] = gather(which, chosen, batch_size=case.batch_size, device=case.device)
+            done += len(chosen)
+        return found
+
+    known = bool(case.before)
+    if not known:
+        case.before.update(logits_of(case.parent, 0.0, 0.45))
+    after = logits_of(model, 0.0 if known else 0.45, 0.9 if known else 0.45)
+    return Evidence(
+        before=case.parent,
+        after=model,
+        forget=case.forget,
+        retain=records.get("retain"),
+        holdout=case.judging,
+        selector=case.selector,
+        num_classes=case.num_classes,
+        forget_classes=case.forget_classes,
+        scores={"before": case.before, "after": after},
+    )
+
+
+def _reason_to_skip(case: Case, config: UnlearnerOptions) -> str | None:
+    missing: dict[Need, str | None] = {
+        "retain": None if case.retain is not None else "no training record stays",
+        "recipe": None if case.recipe is not None else "no recipe was registered with the model",
+        "holdout": None if case.tuning is not None else "no holdout was registered with the model",
+    }
+    for need in config.needs:
+        if missing[need] is not None:
+            return f"{config.name} needs the {need}: {missing[need]}"
+    if not config.exact and case.judging is None:
+        return "without a holdout nothing could judge an approximate rung"
+    if not config.exact and case.policy == "exact":
+        return "the exact policy tries exact rungs only"
+    return None
+
+
+def _run(
+    case: Case, config: UnlearnerOptions, told: dict[str, Any], tried: list[dict[str, Any]]
+) -> nn.Module:
+    start = time.monotonic()
+
+    def progress(fraction: float, metrics: dict[str, float]) -> None:
+        spent = time.monotonic() - start
+        left = spent / fraction * (1 - fraction) if fraction > 0 else None
+        case.report("unlearning", fraction, left, told, metrics)
+
+    case.report("unlearning", 0.0, None, told, {})
+    problem = Problem(
+        model=copy.deepcopy(case.parent).requires_grad_(True),
+        fresh=case.fresh,
+        forget=case.forget,
+        retain=case.retain,
+        tuning=case.tuning,
+        recipe=case.recipe,
+        importance=case.importance,
+        selector=case.selector,
+        num_classes=case.num_classes,
+        seed=case.seed,
+        batch_size=case.batch_size,
+        bn_policy=case.bn_policy,
+        device=case.device,
+        progress=progress,
+        deadline=case.deadline,
+        tried=tried,
+    )
+    problem.check_time()
+    seed_everything(case.seed)
+    model = unlearners[config.name].run(problem, config).eval()
+    problem.check_time()
+    _check(case.parent, model)
+    return model
+
+
+def _check(parent: nn.Module, model: nn.Module) -> None:
+    """Refuse a model that is not finite, or whose parameters are the parent's."""
+    found = change(parent, model)
+    if found.non_finite:
+        raise Diverged(f"{found.non_finite} values of the model are NaN or infinite")
+    if found.relative <= gates.SMALLEST_CHANGE:
+        raise NothingChanged("the unlearner left the parameters as they were")
+
+
+def _judge(case: Case, evidence: Evidence, rung: Rung) -> Rung:
+    findings = run_all(evidence)
+    judged = gates.judge_all(evidence, exact=rung.exact)
+    publish, reason = may_publish(case.policy, rung.exact, judged)
+    status: Literal["published", "refused"] = "published" if publish else "refused"
+    return rung.model_copy(
+        update={
+            "status": status,
+            "reason": reason,
+            "gates": judged,
+            "findings": findings,
+            "per_request": {
+                request: _of_request(evidence, rows, exact=rung.exact)
+                for request, rows in case.requests.items()
+            },
+            "histogram": _histogram(evidence),
+        }
+    )
+
+
+def _of_request(evidence: Evidence, rows: list[int], *, exact: bool) -> RequestEvidence:
+    """Forgetting gates and findings on one request's own records, with their own power."""
+    at = positions(evidence.forget, rows)
+    forget = evidence.forget.take(at)
+    own = replace(
+        evidence,
+        forget=forget,
+        forget_classes=evidence.forget_classes & set(forget.labels.tolist()),
+        scores={
+            model: {**scores, "forget": scores["forget"][at]}
+            for model, scores in evidence.scores.items()
+        },
+    )
+    findings: list[Finding] = []
+    for name in ("accuracy", "membership"):
+        entry = audits[name]
+        try:
+            found = entry.run(own, entry.config.model_validate({"name": name}))
+        except MissingEvidence:
+            continue  # the gates of this request say what is missing
+        findings += [finding for finding in found if finding.scope == "forget"]
+    return RequestEvidence(gates=forgetting(own, exact=exact), findings=findings)
+
+
+def _histogram(evidence: Evidence) -> dict[str, list[float]] | None:
+    """Shares of records per bin of the margin, outliers in the outer bins."""
+    try:
+        attack = population(evidence)
+        forget, holdout = attack.scores("after")
+        forget_before, _ = attack.scores("before")
+    except MissingEvidence:
+        return None  # the membership gate says what is missing
+    scores = torch.cat([forget, holdout, forget_before])
+    scores = scores[torch.isfinite(scores)].sort().values
+    if len(scores) == 0:
+        return None
+    low, high = float(scores[len(scores) // 100]), float(scores[-1 - len(scores) // 100])
+    if not math.isfinite(high - low) or high <= low:
+        return None
+    edges = torch.linspace(low, high, _HISTOGRAM_BINS + 1, dtype=torch.float64)
+
+    def shares(values: Tensor, weights: Tensor) -> list[float]:
+        bins = torch.bucketize(values, edges[1:-1])
+        mass = torch.zeros(_HISTOGRAM_BINS, dtype=torch.float64).index_add_(0, bins, weights)
+        return [float(share) for share in mass / mass.sum()]
+
+    alike = torch.ones(len(forget), dtype=torch.float64)
+    return {
+        "edges": [float(edge) for edge in edges],
+        "forget": shares(forget, alike),
+        "holdout": shares(holdout, attack.match.weights),
+        "forget_before": shares(forget_before, alike),
+    }

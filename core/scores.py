@@ -1,0 +1,102 @@
+"""Logits of whole sets of records, and never-seen records that match a forget set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .data import Records
+from .device import full_precision
+from .intervals import effective_size
+
+
+@torch.inference_mode()
+def gather(model: nn.Module, records: Records, *, batch_size: int, device: torch.device) -> Tensor:
+    """Return logits[N, C] in float32 on the CPU: eval mode, no TF32, no autocast.
+
+    Modes are restored.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.to(device).eval()
+    try:
+        with full_precision():
+            parts = [model(x).float().cpu() for x, _ in records.batches(batch_size, device)]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return torch.cat(parts).clone()
+
+
+@dataclass(frozen=True)
+class Match:
+    """Never-seen records with the class mix of a forget set."""
+
+    forget: Tensor
+    """Positions of the forget records whose class occurs among the never-seen ones."""
+    others: Tensor
+    """Positions of the never-seen records whose class occurs in the forget set."""
+    weights: Tensor
+    """Weights of ``others``, sum 1; all alike where the class mixes are the same."""
+    effective: float
+    """Number of equally weighted records that would be as informative as ``others``."""
+
+
+def match_classes(forget_labels: Tensor, other_labels: Tensor) -> Match:
+    """Weight never-seen records so that their class histogram is the forget set's.
+
+    Example:
+        >>> match = match_classes(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 0, 3]))
+        >>> match.forget.tolist(), match.others.tolist()
+        ([0, 1, 2], [0, 1])
+        >>> [round(weight, 2) for weight in match.weights.tolist()]
+        [0.33, 0.67]
+    """
+    size = 1 + max(
+        int(labels.max()) if len(labels) else -1 for labels in (forget_labels, other_labels)
+    )
+    wanted = torch.bincount(forget_labels, minlength=size).double()
+    found = torch.bincount(other_labels, minlength=size).double()
+    shared = (wanted > 0) & (found > 0)
+    others = shared[other_labels].nonzero().flatten()
+    share = torch.where(shared, wanted, 0) / torch.where(shared, wanted, 0).sum().clamp(min=1)
+    weights = (share / found.clamp(min=1))[other_labels[others]]
+    return Match(
+        forget=shared[forget_labels].nonzero().flatten(),
+        others=others,
+        weights=weights,
+        effective=effective_size(weights) if len(weights) else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far the parameters of a model are from those of its parent."""
+
+    relative: float
+    """Norm of the difference over the norm of the parent; NaN or infinite if that is not finite."""
+    non_finite: int
+    """Values, of parameters and buffers, that are NaN or infinite."""
+    num_parameters: int
+
+
+def change(before: nn.Module, after: nn.Module) -> Change:
+    """Compare parameters, not buffers: recalibrated running statistics are no unlearning."""
+    left, right = dict(before.named_parameters()), dict(after.named_parameters())
+    distance = sum(
+        float(
+            (right[name].detach().double() - value.detach().to(right[name].device).double())
+            .square()
+            .sum()
+        )
+        for name, value in left.items()
+    )
+    norm = sum(float(value.detach().double().square().sum()) for value in left.values())
+    broken = sum(
+        int((~torch.isfinite(tensor)).sum())
+        for tensor in after.state_dict().values()
+        if tensor.is_floating_point()
+    )
+    relative = (distance / norm) ** 0.5 if norm > 0 else (float("inf") if distance > 0 else 0.0)
+    return Change(relative, broken, sum(value.numel() for value in left.values()))

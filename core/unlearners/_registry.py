@@ -1,0 +1,32 @@
+"""The registry of unlearners, apart so that every unlearner can import it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import nn
+
+from ..problem import Problem
+from ..registry import Config, Registry
+
+Need = Literal["retain", "recipe", "holdout"]
+
+
+class UnlearnerOptions(Config):
+    """Options of one unlearner, and what is fixed about it."""
+
+    exact: ClassVar[bool] = False
+    """Retrained-equivalent by construction."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What a problem must hold; without it the rung is skipped, and says so."""
+
+
+class Unlearn(Protocol):
+    """Change, and return, ``problem.model``; or return another model of the same shape."""
+
+    __name__: str
+
+    def __call__(self, problem: Problem, config: Any, /) -> nn.Module: ...
+
+
+unlearners: Registry[Unlearn] = Registry("unlearner")

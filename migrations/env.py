@@ -1,0 +1,42 @@
+"""Runs migrations on the database of the settings in force."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from alembic import context
+from sqlalchemy import TypeDecorator
+
+from app.store.session import engine
+from app.store.tables import Base
+
+LOCK_TIMEOUT = "5s"
+"""A migration that cannot get its lock gives up, instead of queueing every reader behind it."""
+
+
+def render_item(kind: str, item: Any, _context: object) -> str | Literal[False]:
+    """Write our column types as the plain ones they are stored as: migrations outlive code."""
+    if kind == "type" and isinstance(item, TypeDecorator):
+        return f"sa.{item.impl_instance!r}"
+    return False
+
+
+def run() -> None:
+    """Apply all steps in one transaction on a connection of the store's engine."""
+    bind = engine().execution_options(lethe_begin="BEGIN IMMEDIATE")
+    with bind.connect() as connection:
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            render_as_batch=connection.dialect.name == "sqlite",
+            render_item=render_item,
+        )
+        with context.begin_transaction():
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            context.run_migrations()
+
+
+if context.is_offline_mode():
+    raise SystemExit("migrations run on a live database only")
+run()

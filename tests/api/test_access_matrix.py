@@ -1,0 +1,166 @@
+"""Routes x keys, generated from the OpenAPI document: a new route without an entry fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import build
+from app.store import keys
+
+from .world import Tenant, assert_problem
+
+DOCUMENT = build(dispatcher=False).openapi()
+OPEN = {"get_health", "get_readiness"}
+OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    operation["operationId"]: (method.upper(), path, operation)
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+}
+GUARDED = sorted(OPERATIONS.keys() - OPEN)
+BY_ID = [name for name in GUARDED if "{" in OPERATIONS[name][1] and name != "get_unlearner"]
+LISTS = [name for name in GUARDED if name.startswith("list_")]
+OURS = {"list_unlearners", "list_audits", "list_networks"}
+
+# What each route needs to be called; a route that is not here fails the first test.
+BODIES: dict[str, dict[str, Any]] = {
+    **{name: {} for name in GUARDED if OPERATIONS[name][0] in ("GET", "HEAD", "DELETE")},
+    "create_model": {"headers": {"Content-Type": "application/octet-stream"}, "content": b""},
+    "create_dataset": {"headers": {"Content-Type": "application/octet-stream"}, "content": b""},
+    "create_unlearn_request": {"headers": {"Idempotency-Key": "k"}, "json": {}},
+    "create_api_key": {"json": {}},
+    "cancel_job": {},
+}
+RANDOM = "01JD0000000000000000000000"
+PREFIXES = {
+    "model_id": "mdl",
+    "dataset_id": "dst",
+    "request_id": "req",
+    "job_id": "job",
+    "key_id": "key",
+}
+
+
+def path_of(name: str, ids: dict[str, str]) -> str:
+    return OPERATIONS[name][1].format(version="1", name="ssd", **ids)
+
+
+def random_ids() -> dict[str, str]:
+    return {name: f"{prefix}_{RANDOM}" for name, prefix in PREFIXES.items()}
+
+
+def ids_of(tenant: Tenant) -> dict[str, str]:
+    """Make one of everything, and return the ids by path parameter."""
+    model_id = tenant.ready_model()
+    request = tenant.forget(model_id).json()
+    key = tenant.get("/api-keys").json()["data"][0]["id"]
+    dataset_id = tenant.get(f"/models/{model_id}").json()["dataset"]
+    return {
+        "model_id": model_id,
+        "dataset_id": dataset_id,
+        "request_id": request["id"],
+        "job_id": request["job_id"],
+        "key_id": key,
+    }
+
+
+def call(tenant: Tenant, name: str, ids: dict[str, str], key: str | None) -> Any:
+    options = {**BODIES[name]}
+    headers = {**options.pop("headers", {})}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    return tenant.http.request(OPERATIONS[name][0], path_of(name, ids), headers=headers, **options)
+
+
+def test_every_route_is_in_the_matrix() -> None:
+    assert set(BODIES) == set(GUARDED)
+    assert {name.strip("{}") for name in parameters()} <= {*PREFIXES, "version", "name"}
+
+
+def parameters() -> set[str]:
+    return {part for _, path, _ in OPERATIONS.values() for part in path.split("/") if "{" in part}
+
+
+def scope_of(name: str) -> str:
+    (requirement,) = OPERATIONS[name][2]["security"]
+    ((scope,),) = requirement.values()
+    return str(scope)
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_every_route_names_one_scope(name: str) -> None:
+    assert scope_of(name) in keys.SCOPES
+
+
+@pytest.mark.parametrize("name", sorted(OPEN))
+def test_open_routes_name_none(name: str) -> None:
+    assert "security" not in OPERATIONS[name][2]
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_without_a_key(tenant: Tenant, name: str) -> None:
+    answer = call(tenant, name, random_ids(), None)
+    assert answer.status_code == 401
+    if OPERATIONS[name][0] != "HEAD":
+        assert_problem(answer, 401, "unauthenticated")
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_without_the_scope(tenant: Tenant, name: str) -> None:
+    key = tenant.key_with(*(keys.SCOPES - {scope_of(name)}))
+    answer = call(tenant, name, random_ids(), key)
+    assert answer.status_code == 403
+    if OPERATIONS[name][0] != "HEAD":
+        assert assert_problem(answer, 403, "insufficient_scope")["required_scope"] == scope_of(name)
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_with_that_scope_alone(tenant: Tenant, name: str) -> None:
+    answer = call(tenant, name, random_ids(), tenant.key_with(scope_of(name)))
+    assert answer.status_code not in (401, 403)
+
+
+@pytest.mark.parametrize("name", BY_ID)
+def test_foreign_id_reads_like_an_unknown_one(tenant: Tenant, other: Tenant, name: str) -> None:
+    foreign = call(tenant, name, ids_of(other), tenant.key)
+    unknown = call(tenant, name, random_ids(), tenant.key)
+    assert foreign.status_code == unknown.status_code == 404
+    if OPERATIONS[name][0] != "HEAD":
+        bodies = [assert_problem(answer, 404, "not_found") for answer in (foreign, unknown)]
+        for body in bodies:
+            del body["request_id"], body["instance"]
+        assert bodies[0] == bodies[1]
+
+
+def test_foreign_calls_changed_nothing(tenant: Tenant, other: Tenant) -> None:
+    ids = ids_of(other)
+    before = {name: call(other, name, ids, other.key).content for name in reads()}
+    for name in BY_ID:
+        call(tenant, name, ids, tenant.key)
+    assert {name: call(other, name, ids, other.key).content for name in reads()} == before
+
+
+def reads() -> list[str]:
+    """Routes that show one thing; without a published version there is no job's checkpoint."""
+    names = [name for name in BY_ID if OPERATIONS[name][0] == "GET"]
+    return [name for name in names if name != "get_job_checkpoint"]
+
+
+@pytest.mark.parametrize("name", [name for name in LISTS if name not in OURS])
+def test_lists_show_nothing_foreign(tenant: Tenant, other: Tenant, name: str) -> None:
+    ids = ids_of(other)
+    theirs = {item["id"] for item in call(other, name, ids, other.key).json()["data"]}
+    assert theirs
+    if "{" in OPERATIONS[name][1]:
+        assert call(tenant, name, ids, tenant.key).status_code == 404
+    else:
+        mine = call(tenant, name, ids, tenant.key).json()["data"]
+        assert not theirs & {item["id"] for item in mine}
+
+
+def test_documentation_needs_no_key(http: TestClient) -> None:
+    assert http.get("/openapi.json").status_code == 200
+    assert http.get("/docs").status_code == 200
+    assert http.get("/redoc").status_code == 404

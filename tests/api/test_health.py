@@ -1,0 +1,96 @@
+"""Liveness and readiness."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api import health
+from app.settings import Settings
+from app.store import session, tables, workers
+
+
+def ready(http: TestClient) -> tuple[int, dict[str, object]]:
+    answer = http.get("/readyz")
+    return answer.status_code, answer.json()
+
+
+def a_worker() -> None:
+    with session.transaction() as writer:
+        workers.seen(writer, "w1", "celery", 1)
+
+
+def test_alive_without_a_database(http: TestClient, settings: Settings) -> None:
+    session.configure(settings.model_copy(update={"database_url": "sqlite:////nowhere/at/all.db"}))
+    assert http.get("/healthz").json() == {"status": "ok"}
+
+
+def test_ready(http: TestClient) -> None:
+    a_worker()
+    status, body = ready(http)
+    assert status == 200
+    assert body == {
+        "status": "ready",
+        "database": True,
+        "migrations": True,
+        "broker": True,
+        "workers": 1,
+    }
+
+
+def test_degraded_without_workers(http: TestClient) -> None:
+    status, body = ready(http)
+    assert (status, body["status"], body["workers"]) == (200, "degraded", 0)
+
+
+def test_unavailable_before_migrations(http: TestClient) -> None:
+    tables.Base.metadata.drop_all(session.engine())
+    with session.engine().begin() as connection:
+        connection.exec_driver_sql("drop table alembic_version")
+    status, body = ready(http)
+    assert (status, body["status"]) == (503, "unavailable")
+    assert (body["database"], body["migrations"]) == (True, False)
+
+
+def test_unavailable_without_a_database(http: TestClient, settings: Settings) -> None:
+    broken = settings.data_dir / "lethe.db"
+    session.configure(None)
+    broken.write_bytes(b"this is no database, but long enough to look like one" * 100)
+    session.configure(settings)
+    status, body = ready(http)
+    assert (status, body["status"], body["database"]) == (503, "unavailable", False)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_broker(http: TestClient, settings: Settings, answers: bool) -> None:
+    """A broker that accepts and stays mute is not reachable."""
+    a_worker()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        session.configure(settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{port}/0"}))
+        thread = threading.Thread(target=serve, args=(server, answers))
+        thread.start()
+        status, body = ready(http)
+        thread.join()
+    assert status == 200
+    assert (body["broker"], body["status"]) == (answers, "ready" if answers else "degraded")
+
+
+def serve(server: socket.socket, answers: bool) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(100)
+        if answers:
+            connection.sendall(b"+PONG\r\n")
+        with suppress(ConnectionResetError):
+            connection.recv(100)
+
+
+def test_broker_that_is_away(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert health._broker(f"redis://127.0.0.1:{port}/0") is False

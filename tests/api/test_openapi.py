@@ -1,0 +1,194 @@
+"""The OpenAPI document: complete, and its examples work."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from safetensors.numpy import save
+
+from app.api.examples import DATASET_ID, MODEL_ID
+from app.store import tables
+from app.store.session import transaction
+from core.audits import audits
+from core.networks import networks
+from core.unlearners import unlearners
+
+from . import files
+from .test_access_matrix import DOCUMENT, OPERATIONS
+from .world import Tenant
+
+EXAMPLES = [
+    (name, media_type, title)
+    for name, (_, _, operation) in OPERATIONS.items()
+    for media_type, content in operation.get("requestBody", {}).get("content", {}).items()
+    for title in content.get("examples", {})
+]
+
+
+def test_every_body_has_an_example() -> None:
+    with_body = {name for name, (_, _, o) in OPERATIONS.items() if "requestBody" in o}
+    assert {name for name, _, _ in EXAMPLES} == with_body
+    assert with_body == {
+        "create_model",
+        "create_dataset",
+        "create_unlearn_request",
+        "create_api_key",
+    }
+
+
+@pytest.mark.parametrize(("name", "media_type", "title"), EXAMPLES)
+def test_example_works(tenant: Tenant, name: str, media_type: str, title: str) -> None:
+    method, path, operation = OPERATIONS[name]
+    content = operation["requestBody"]["content"][media_type]
+    text = json.dumps(content["examples"][title]["value"])
+    if DATASET_ID in text or MODEL_ID in text:
+        dataset_id, model_id = prepared(tenant, needs_model=MODEL_ID in text)
+        text = text.replace(DATASET_ID, dataset_id).replace(MODEL_ID, model_id)
+    value = json.loads(text)
+    if media_type == "multipart/form-data":
+        file = files.parquet() if name == "create_dataset" else checkpoint()
+        answer = tenant.upload(path, file, value["metadata"])
+    else:
+        validate(value, content["schema"])
+        headers = {"Idempotency-Key": "k"}
+        answer = tenant.call(method, path, json=value, headers=headers)
+    assert answer.is_success, answer.text
+    (schema,) = [
+        response["content"]["application/json"]["schema"]
+        for status, response in operation["responses"].items()
+        if status == str(answer.status_code)
+    ]
+    validate(answer.json(), schema)
+
+
+def prepared(tenant: Tenant, *, needs_model: bool) -> tuple[str, str]:
+    """Make what the examples speak of: a dataset with ids, a subject and a class of that name."""
+    names = ["zero", "seven"]
+    dataset_id = tenant.ready_dataset(class_names=names)
+    with_names(tenant, dataset_id)
+    if not needs_model:
+        return dataset_id, ""
+    return dataset_id, tenant.ready_model(dataset_id=dataset_id)
+
+
+def with_names(tenant: Tenant, dataset_id: str) -> None:
+    with transaction() as session:
+        for row, record_id in ((0, "digit-0001"), (1, "digit-0002")):
+            record = session.get_one(tables.Record, (tenant.id, dataset_id, row))
+            record.record_id = record_id
+
+
+def checkpoint() -> bytes:
+    return save(
+        {
+            "1.weight": np.zeros((10, 64), dtype=np.float32),
+            "1.bias": np.zeros(10, dtype=np.float32),
+        }
+    )
+
+
+def validate(value: Any, schema: dict[str, Any]) -> None:
+    whole = {**schema, "components": DOCUMENT["components"]}
+    Draft202012Validator(whole).validate(value)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_is_described(name: str) -> None:
+    operation = OPERATIONS[name][2]
+    assert operation["summary"]
+    assert operation["description"]
+    assert operation["tags"]
+    assert "422" not in operation["responses"] or problem_of(operation, "422")
+    for parameter in operation.get("parameters", []):
+        assert parameter.get("description"), (name, parameter["name"])
+    if name not in ("get_health", "get_readiness"):
+        assert problem_of(operation, "default")
+
+
+def problem_of(operation: dict[str, Any], status: str) -> bool:
+    content = operation["responses"][status]["content"]
+    return content == {
+        "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+    }
+
+
+def test_variants_are_offered_by_schema() -> None:
+    """A registered unlearner or network is in the document without any further code."""
+    schemas = DOCUMENT["components"]["schemas"]
+    for shape, field, registry in (
+        ("UnlearnRequestCreate", "unlearner", unlearners),
+        ("ModelCreate", "architecture", networks),
+    ):
+        offered = json.dumps(schemas[shape]["properties"][field])
+        for entry in registry:
+            assert f'/{entry.config.__name__}"' in offered
+    auto = schemas["UnlearnRequestCreate"]["properties"]["unlearner"]["anyOf"][0]
+    assert auto["const"] == "auto"
+
+
+def test_references_resolve() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    text = json.dumps(DOCUMENT)
+    found = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert found <= set(schemas)
+    assert "HTTPValidationError" not in schemas
+    for name, schema in schemas.items():
+        Draft202012Validator.check_schema(schema)
+        assert schema.get("title") or name
+
+
+def test_routes_of_the_service() -> None:
+    assert {f"{method} {path}" for method, path, _ in OPERATIONS.values()} == {
+        "DELETE /api-keys/{key_id}",
+        "DELETE /datasets/{dataset_id}",
+        "DELETE /models/{model_id}",
+        "DELETE /unlearn-requests/{request_id}",
+        "GET /api-keys",
+        "GET /api-keys/{key_id}",
+        "GET /audits",
+        "GET /datasets",
+        "GET /datasets/{dataset_id}",
+        "GET /healthz",
+        "GET /jobs",
+        "GET /jobs/{job_id}",
+        "GET /jobs/{job_id}/checkpoint",
+        "GET /models",
+        "GET /models/{model_id}",
+        "GET /models/{model_id}/versions",
+        "GET /models/{model_id}/versions/{version}",
+        "GET /models/{model_id}/versions/{version}/checkpoint",
+        "GET /networks",
+        "GET /readyz",
+        "GET /unlearn-requests",
+        "GET /unlearn-requests/{request_id}",
+        "GET /unlearners",
+        "GET /unlearners/{name}",
+        "HEAD /models/{model_id}/versions/{version}/checkpoint",
+        "POST /api-keys",
+        "POST /datasets",
+        "POST /jobs/{job_id}/cancel",
+        "POST /models",
+        "POST /unlearn-requests",
+    }
+
+
+def test_catalogue_is_the_registry(tenant: Tenant) -> None:
+    for path, registry in (
+        ("/unlearners", unlearners),
+        ("/audits", audits),
+        ("/networks", networks),
+    ):
+        items = tenant.get(path).json()["data"]
+        assert [item["name"] for item in items] == registry.names()
+        for item in items:
+            Draft202012Validator.check_schema(item["schema"])
+            assert item["summary"]
+            assert item["source"]
+    one = tenant.get("/unlearners/ssd").json()
+    assert one in tenant.get("/unlearners").json()["data"]
+    assert one["exact"] is False
+    assert tenant.get("/unlearners/magic").status_code == 404

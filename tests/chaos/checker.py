@@ -1,0 +1,99 @@
+"""What must hold once everything has come to rest, whatever was killed before."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.orm import Session
+
+from app.store import status
+from app.store.tables import Dataset, Job, Model, Request, Trash, Version
+from tests.chaos.world import World
+
+
+def check(database_url: str, data_dir: Path, world: World) -> None:
+    """Hold the database and the folder against what was acknowledged."""
+    engine = create_engine(database_url)
+    with Session(engine) as session:
+        requests = session.scalars(select(Request)).all()
+        jobs = session.scalars(select(Job)).all()
+        _check_requests(requests, world)
+        _check_jobs(jobs)
+        for model in world.models:
+            _check_chain(session, model, requests)
+        assert _blobs(session, data_dir) == (set(), set(), 0)
+    engine.dispose()
+    left = list((data_dir / "scratch").glob("*/*/out"))
+    assert not left, f"scratch folders of runners were left: {left}"
+
+
+def _check_requests(requests: Sequence[Request], world: World) -> None:
+    assert {request.id for request in requests} >= set(world.acknowledged), "an answer was lost"
+    assert len(requests) == len(world.acknowledged), "a request appeared twice"
+    for request in requests:
+        assert request.status == "completed", (request.id, request.status, request.problem)
+        assert request.outcome == "erased_exact"
+        assert request.applied_version_id is not None
+
+
+def _check_jobs(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        assert job.status in status.JOB_TERMINAL, (job.id, job.kind, job.status)
+        assert job.status == "succeeded", (job.id, job.kind, job.error)
+        assert job.finished_at is not None
+        assert job.lease_until is None
+
+
+def _check_chain(session: Session, model_id: str, requests: Sequence[Request]) -> None:
+    versions = session.scalars(
+        select(Version).where(Version.model_id == model_id).order_by(Version.number)
+    ).all()
+    assert [version.number for version in versions] == list(range(1, len(versions) + 1))
+    assert [version.parent_id for version in versions] == [
+        None,
+        *[version.id for version in versions[:-1]],
+    ]
+    model = session.scalars(select(Model).where(Model.id == model_id)).one()
+    assert model.current_version_id == versions[-1].id
+    assert [version.status for version in versions] == [
+        *["withdrawn"] * (len(versions) - 1),
+        "ready",
+    ]
+    jobs = {version.id: version.job_id for version in versions[1:]}
+    assert len(set(jobs.values())) == len(jobs), "a job published twice"
+    ours = [request for request in requests if request.model_id == model_id]
+    assert {request.applied_version_id for request in ours} == set(jobs)
+    for request in ours:
+        assert jobs[str(request.applied_version_id)] == request.job_id
+    rows = Counter(row for request in ours for row in request.rows.tolist())
+    assert max(rows.values()) == 1, "a record was forgotten twice"
+
+
+def settle(database_url: str, data_dir: Path, seconds: float = 60.0) -> None:
+    """Wait until the sweeper of a fresh worker has removed what the dead left behind."""
+    engine = create_engine(database_url)
+    deadline = time.monotonic() + seconds
+    while True:
+        with Session(engine) as session:
+            missing, orphans, trash = _blobs(session, data_dir)
+        if not (missing or orphans or trash):
+            break
+        assert time.monotonic() < deadline, (missing, orphans, trash)
+        time.sleep(0.2)
+    engine.dispose()
+
+
+def _blobs(session: Session, data_dir: Path) -> tuple[set[str], set[str], int]:
+    """Rows without bytes, bytes without a row, and keys still in the trash."""
+    columns = (Dataset.blob, Version.blob, Version.importance_blob)
+    expected: set[str] = set()
+    for column in columns:
+        expected |= {str(key) for key in session.scalars(select(column).where(column.is_not(None)))}
+    root = data_dir / "blobs"
+    files = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+    trash = session.scalar(select(func.count()).select_from(Trash)) or 0
+    return expected - files, files - expected, trash

@@ -1,0 +1,90 @@
+"""``kill -9`` in the middle of jobs, again and again; afterwards nothing is lost or done twice.
+
+A failing run prints its seed; ``LETHE_CHAOS_SEED`` replays its decisions (not its timing).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.checker import check, settle
+from tests.chaos.nemesis import Nemesis
+from tests.chaos.world import World
+from tests.e2e.client import Client
+from tests.e2e.stack import Distributed, Embedded
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+
+KILLS = 20
+SHORT = {
+    "lease_seconds": 3,
+    "heartbeat_seconds": 1,
+    "sweep_seconds": 0.5,
+    "dispatch_seconds": 0.5,
+    "redispatch_seconds": 2,
+}
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    seed = int(os.environ.get("LETHE_CHAOS_SEED", secrets.randbits(32)))
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def test_the_embedded_service_killed_whole(tmp_path: Path, rng: random.Random) -> None:
+    stack = Embedded(tmp_path, **SHORT)
+    stack.start()
+    url = f"sqlite+pysqlite:///{stack.data_dir / 'lethe.db'}"
+    nemesis = Nemesis(url, rng)
+    world = World(Client(stack.url, stack.key), tmp_path, rng, epochs=30)
+    try:
+        world.build(num_models=3)
+        world.ask(num_requests=2)
+        while nemesis.kills < KILLS:
+            if not nemesis.strike(lambda: stack.kill("serve"), longest=2.5):
+                world.ask(num_requests=2)
+                continue
+            stack.start()
+        nemesis.rest(120)
+        assert stack.stop() == {"serve": 0}
+        stack.start()
+        settle(url, stack.data_dir)
+    finally:
+        stack.stop()
+    print(f"{nemesis.kills} kills, {nemesis.hits} in a running job")
+    assert nemesis.hits >= KILLS // 2
+    check(url, stack.data_dir, world)
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+def test_the_celery_worker_killed(
+    tmp_path: Path, rng: random.Random, postgres_url: str, redis_url: str
+) -> None:
+    stack = Distributed(tmp_path, postgres_url, redis_url, **SHORT)
+    stack.start()
+    nemesis = Nemesis(postgres_url, rng)
+    world = World(Client(stack.url, stack.key), tmp_path, rng, epochs=30)
+    try:
+        world.build(num_models=3)
+        world.ask(num_requests=2)
+        while nemesis.kills < KILLS:
+            if not nemesis.strike(lambda: stack.kill("worker"), longest=2.5):
+                world.ask(num_requests=2)
+                continue
+            stack.start_worker()
+        nemesis.rest(120)
+        assert stack.stop() == {"api": 0, "worker": 0}
+        stack.start_worker()
+        settle(postgres_url, stack.data_dir)
+    finally:
+        stack.stop()
+    print(f"{nemesis.kills} kills, {nemesis.hits} in a running job")
+    assert nemesis.hits >= KILLS // 2
+    check(postgres_url, stack.data_dir, world)

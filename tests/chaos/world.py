@@ -1,0 +1,125 @@
+"""Tiny real models and many requests on them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from sklearn.datasets import load_digits
+
+from core import networks, weights
+from core.data import Preprocessing, Records
+from core.device import choose
+from core.training import Recipe, fit
+from tests.e2e.client import Client, Json
+
+FEATURES = 64
+ARCHITECTURE = {"name": "mlp", "in_features": FEATURES, "hidden": [32], "num_classes": 10}
+PREPROCESSING = {"scale": 1 / 16}
+NUM_RECORDS = 400
+
+
+def recipe(epochs: int) -> Json:
+    """How the tiny models were trained."""
+    return {
+        "epochs": epochs,
+        "batch_size": 20,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+        "seed": 3,
+    }
+
+
+@dataclass
+class World:
+    """What was uploaded and what was asked for.
+
+    Args:
+        client: of the service under test.
+        folder: for the files that are uploaded.
+        rng: decides everything that is random here.
+        epochs: of each training, and so how long a job lasts.
+    """
+
+    client: Client
+    folder: Path
+    rng: random.Random
+    epochs: int
+    models: list[str] = field(default_factory=list)
+    acknowledged: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    """Request id -> model id and record ids."""
+    _left: dict[str, list[str]] = field(default_factory=dict)
+
+    def build(self, num_models: int) -> None:
+        """Upload one dataset and some models on it, and wait until they are ready."""
+        data, file = self.folder / "tiny.parquet", self.folder / "tiny.safetensors"
+        ids = _write_dataset(data)
+        _train(file, recipe(3))
+        dataset = self.client.upload("/datasets", data, {"name": "tiny"})["id"]
+        assert (
+            self.client.wait(f"/datasets/{dataset}", "status", "ready", "rejected")["status"]
+            == "ready"
+        )
+        for number in range(num_models):
+            body = self.client.upload("/models", file, self._metadata(f"m{number}", dataset))
+            self.models.append(body["id"])
+            self._left[body["id"]] = list(ids)
+        for model in self.models:
+            version = self.client.wait(f"/models/{model}/versions/1", "status", "ready", "rejected")
+            assert version["status"] == "ready", version
+
+    def ask(self, num_requests: int) -> None:
+        """Ask every model to forget some records, as many times as given."""
+        for number in range(num_requests):
+            for model in self.models:
+                ids = [self._left[model].pop() for _ in range(self.rng.randint(1, 4))]
+                body = self.client.forget(
+                    f"{model}-{number}",
+                    model,
+                    {"type": "record_ids", "record_ids": ids},
+                    policy="exact",
+                    # Every second request differs, so that some share a job and some do not.
+                    seed=number // 2,
+                )
+                self.acknowledged[body["id"]] = (model, ids)
+
+    def _metadata(self, name: str, dataset: str) -> Json:
+        return {
+            "name": name,
+            "architecture": ARCHITECTURE,
+            "preprocessing": PREPROCESSING,
+            "recipe": recipe(self.epochs),
+            "dataset": dataset,
+            "holdout": dataset,
+        }
+
+
+def _write_dataset(path: Path) -> list[str]:
+    digits = load_digits()
+    count = 2 * NUM_RECORDS
+    ids = [f"r{row:04d}" for row in range(count)]
+    table = {
+        "id": ids,
+        "label": pa.array(digits.target[:count], pa.int64()),
+        "features": pa.array(list(digits.data[:count]), pa.list_(pa.float32())),
+        "split": ["train"] * NUM_RECORDS + ["holdout"] * NUM_RECORDS,
+    }
+    pq.write_table(pa.table(table), path)
+    return ids[:NUM_RECORDS]
+
+
+def _train(path: Path, raw_recipe: Json) -> None:
+    digits = load_digits()
+    records = Records(
+        images=torch.tensor(digits.data[:NUM_RECORDS], dtype=torch.float32),
+        labels=torch.tensor(digits.target[:NUM_RECORDS]),
+        rows=torch.from_numpy(np.arange(NUM_RECORDS)),
+        preprocessing=Preprocessing.model_validate(PREPROCESSING),
+    )
+    model = networks.build(networks.parse(ARCHITECTURE), seed=3)
+    fit(model, records, Recipe.model_validate(raw_recipe), seed=3, device=choose("cpu"))
+    weights.save(model, path)

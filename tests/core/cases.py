@@ -1,0 +1,133 @@
+"""Problems and evidence for tests, and large worlds that are quick to memorise.
+
+In ``noise_world`` most dimensions are pure noise: they carry no information about the class, so
+what a model makes of them is memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.data import Preprocessing, Records, split_holdout
+from core.problem import Evidence, Problem
+from core.recipe import SGD, Recipe
+from core.scores import gather
+from core.training import fit
+from tests.worlds import CPU, World, gaussian_world, trained
+
+
+@lru_cache(maxsize=8)
+def noise_world(
+    num_train: int = 10_000,
+    num_holdout: int = 10_000,
+    num_classes: int = 10,
+    noise_dims: int = 1000,
+    noise: float = 0.5,
+    batch_norm: bool = False,
+    seed: int = 0,
+) -> World:
+    """Gaussian class means in ten dimensions beside dimensions of pure noise."""
+    draw = torch.Generator().manual_seed(seed)
+    count = num_train + num_holdout
+    means = torch.randn(num_classes, 10, generator=draw)
+    labels = torch.randint(0, num_classes, (count,), generator=draw)
+    informative = means[labels] + torch.randn(count, 10, generator=draw)
+    values = torch.cat([informative, noise * torch.randn(count, noise_dims, generator=draw)], 1)
+    rows = torch.arange(count)
+    options = Preprocessing()
+    architecture: dict[str, Any] = {
+        "name": "linear",
+        "in_features": values.shape[1],
+        "num_classes": num_classes,
+    }
+    if batch_norm:
+        architecture |= {"name": "mlp", "hidden": (32,), "batch_norm": True}
+    everything = Records(images=values, labels=labels, rows=rows, preprocessing=options)
+    return World(
+        train=everything.take(rows < num_train),
+        holdout=everything.take(rows >= num_train),
+        num_classes=num_classes,
+        architecture=architecture,
+        recipe=Recipe(epochs=20, batch_size=250, optimizer=SGD(lr=0.1)),
+    )
+
+
+def small_world() -> World:
+    """A world for tests of mechanics, memorised in a fraction of a second."""
+    return gaussian_world(num_train=240, num_holdout=240, hidden=32, epochs=30)
+
+
+def halves(world: World) -> tuple[Records, Records]:
+    """Tuning and judging half of the holdout."""
+    ids = world.ids
+    is_tuning = split_holdout([ids[row] for row in world.holdout.rows.tolist()], "key")
+    return world.holdout.take(is_tuning), world.holdout.take(~is_tuning)
+
+
+def first(world: World, count: int) -> Tensor:
+    """Mask of the first training records."""
+    return torch.arange(len(world.train)) < count
+
+
+def oracle(world: World, forget: Tensor, seed: int = 5) -> nn.Module:
+    """A model that never saw the forget records."""
+    fresh = world.fresh(seed)
+    return fit(fresh, world.train.take(~forget), world.recipe, seed=seed, device=CPU)
+
+
+def problem(world: World, forget: Tensor, **changes: Any) -> Problem:
+    """All an unlearner is given, for the training records under this mask."""
+    base = Problem(
+        model=trained(world).requires_grad_(True),
+        fresh=world.fresh,
+        forget=world.train.take(forget),
+        retain=world.train.take(~forget),
+        tuning=halves(world)[0],
+        recipe=world.recipe,
+        importance=None,
+        selector="records",
+        num_classes=world.num_classes,
+        seed=7,
+    )
+    return replace(base, **changes)
+
+
+def evidence(world: World, after: nn.Module, forget: Tensor, **changes: Any) -> Evidence:
+    """All an audit is given about ``after``, with the trained model as parent."""
+    before = trained(world)
+    parts = {
+        "forget": world.train.take(forget),
+        "retain": world.train.take(~forget),
+        "holdout": halves(world)[1],
+    }
+    base = Evidence(
+        before=before,
+        after=after,
+        forget=parts["forget"],
+        retain=parts["retain"],
+        holdout=parts["holdout"],
+        selector="records",
+        num_classes=world.num_classes,
+        forget_classes=frozenset(),
+        scores={"before": _logits(before, parts), "after": _logits(after, parts)},
+    )
+    return replace(base, **changes)
+
+
+def class_evidence(world: World, after: nn.Module, label: int) -> Evidence:
+    """Evidence of a request for a whole class."""
+    forget = world.train.labels == label
+    return evidence(world, after, forget, selector="class", forget_classes=frozenset({label}))
+
+
+def _logits(model: nn.Module, parts: dict[str, Records]) -> dict[str, Tensor]:
+    same = copy.deepcopy(model)
+    return {
+        role: gather(same, records, batch_size=1000, device=CPU) for role, records in parts.items()
+    }

@@ -1,0 +1,104 @@
+"""Batch norm: running statistics move only when the policy says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from core import batchnorm, weights
+from core.data import Preprocessing, Records
+
+CPU = torch.device("cpu")
+
+
+def features(values: torch.Tensor) -> Records:
+    count = len(values)
+    return Records(
+        images=values,
+        labels=torch.zeros(count, dtype=torch.int64),
+        rows=torch.arange(count),
+        preprocessing=Preprocessing(),
+    )
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def test_recalibrating_on_constant_data_gives_exact_mean_and_variance() -> None:
+    model = network()
+    model[0].running_mean.fill_(9.0)
+    batchnorm.recalibrate(model, features(torch.tensor([[1.0, -2.0, 0.5]] * 10)), 4, CPU)
+    assert torch.equal(model[0].running_mean, torch.tensor([1.0, -2.0, 0.5]))
+    assert torch.equal(model[0].running_var, torch.zeros(3))
+
+
+def test_the_mean_is_that_of_all_records_though_the_last_batch_is_short() -> None:
+    values = torch.randn(103, 3, generator=torch.Generator().manual_seed(1)) + 5
+    model = network()
+    batchnorm.recalibrate(model, features(values), 25, CPU)
+    torch.testing.assert_close(model[0].running_mean, values.mean(dim=0))
+    assert model[0].num_batches_tracked == 5
+
+
+def test_sorted_records_do_not_shrink_the_variance() -> None:
+    values = torch.arange(200.0)[:, None].expand(200, 3).contiguous()
+    model = network()
+    batchnorm.recalibrate(model, features(values), 20, CPU)
+    assert (model[0].running_var / values.var(dim=0) - 1).abs().max() < 0.1
+
+
+def test_recalibrating_touches_nothing_else() -> None:
+    model = network().train()
+    model[3].eval()
+    before = weights.frozen_copy(model)
+    batchnorm.recalibrate(model, features(torch.randn(20, 3)), 8, CPU)
+    assert [m.training for m in model] == [True, True, True, False]
+    assert model[0].momentum == model[3].momentum == 0.1
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before.get_parameter(name))
+
+
+def test_recalibrating_is_repeatable_and_forgets_earlier_statistics() -> None:
+    records = features(torch.randn(50, 3))
+    model, other = network(), network()
+    other[0].running_var.fill_(7.0)
+    for each in (model, other):
+        batchnorm.recalibrate(each, records, 8, CPU, limit=30)
+    assert weights.equal(model, other)
+    whole = network()
+    batchnorm.recalibrate(whole, records, 8, CPU)
+    assert not weights.equal(model, whole)
+
+
+def test_a_batch_of_one_record_is_joined() -> None:
+    model = network()
+    batchnorm.recalibrate(model, features(torch.randn(9, 3)), 4, CPU)
+    assert model[0].num_batches_tracked == 2
+    assert weights.non_finite(model) == []
+
+
+def test_recalibrating_on_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no records"):
+        batchnorm.recalibrate(network(), features(torch.empty(0, 3)), 4, CPU)
+
+
+def test_frozen_statistics_stay_even_if_the_model_is_put_in_train_mode() -> None:
+    model = network()
+    before = weights.frozen_copy(model)
+    with batchnorm.frozen(model):
+        model.train()
+        model(torch.randn(8, 3)).sum().backward()
+    assert torch.equal(model[0].running_mean, before[0].running_mean)
+    assert model[0].weight.grad is not None
+    assert model[0].training
+    model(torch.randn(8, 3))
+    assert not torch.equal(model[0].running_mean, before[0].running_mean)
+
+
+def test_has_batchnorm_wants_running_statistics() -> None:
+    assert batchnorm.has_batchnorm(network())
+    assert not batchnorm.has_batchnorm(nn.LayerNorm(3))
+    assert not batchnorm.has_batchnorm(nn.BatchNorm1d(3, track_running_stats=False))

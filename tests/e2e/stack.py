@@ -1,0 +1,157 @@
+"""The service as its operator runs it: real processes, a temporary folder, a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 90.0
+PEPPER = "a pepper for tests, long enough to be taken"
+Json = dict[str, Any]
+
+
+def free_port() -> int:
+    """A port on which nothing listens right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Stack:
+    """Processes of the service under test.
+
+    Args:
+        folder: data folder and logs go here.
+        settings: ``LETHE_`` settings without their prefix, lower case.
+    """
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._settings = {
+            "data_dir": self.data_dir,
+            "port": self.port,
+            "torch_threads": 1,
+            **settings,
+        }
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What the processes see; nothing of the test's own settings."""
+        return {
+            "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+            "HOME": str(self.folder),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            **{f"LETHE_{name.upper()}": str(value) for name, value in self._settings.items()},
+        }
+
+    def spawn(self, name: str, *arguments: str) -> None:
+        """Start a process whose output is appended to ``<name>.log``."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=dict(self.environment),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def run(self, *arguments: str) -> str:
+        """Run a command to its end and return what it printed."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=dict(self.environment),
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+
+    def kill(self, name: str) -> None:
+        """``kill -9`` one process, and nothing else."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> dict[str, int]:
+        """SIGTERM all processes; return their exit statuses."""
+        for process in self.processes.values():
+            process.terminate()
+        statuses = {name: process.wait(60) for name, process in self.processes.items()}
+        self.processes.clear()
+        return statuses
+
+    def wait_until(self, path: str) -> None:
+        """Wait until ``path`` answers 200."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for name, process in self.processes.items():
+                assert process.poll() is None, f"{name} ended:\n{self.log(name)}"
+            try:
+                if httpx.get(self.url + path, timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"no {path}:\n" + "\n".join(self.log(name) for name in self.processes))
+
+    def log(self, name: str) -> str:
+        """End of the output of a process."""
+        return (self.folder / f"{name}.log").read_text()[-6000:]
+
+
+class Embedded(Stack):
+    """API and worker in one process, SQLite."""
+
+    def start(self) -> None:
+        """Start, and wait until it is ready."""
+        self.spawn("serve", "-m", "worker.serve")
+        self.wait_until("/readyz")
+
+    @property
+    def key(self) -> str:
+        """The bootstrap key."""
+        return (self.data_dir / "bootstrap.key").read_text().strip()
+
+
+class Distributed(Stack):
+    """API and Celery worker apart, PostgreSQL and Redis."""
+
+    def __init__(self, folder: Path, database_url: str, broker_url: str, **settings: object):
+        super().__init__(
+            folder, database_url=database_url, broker_url=broker_url, pepper=PEPPER, **settings
+        )
+        self.key = ""
+
+    def start(self) -> None:
+        """Migrate, make a key, start both processes, wait until they are ready."""
+        self.run("-m", "alembic", "upgrade", "head")
+        self.key = self.run(
+            "-m", "app.keys", "create", "--tenant", "test", "--scopes", "all"
+        ).split()[-1]
+        self.start_api()
+        self.start_worker()
+        self.wait_until("/readyz")
+
+    def start_api(self) -> None:
+        """Start the API."""
+        self.spawn("api", "-m", "app.main")
+
+    def start_worker(self) -> None:
+        """Start a worker."""
+        self.spawn("worker", "-m", "celery", "-A", "worker.main", "worker", "--loglevel", "INFO")

@@ -1,0 +1,73 @@
+"""The main job through ``python -m worker.serve``: one process, one folder."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import story
+from tests.e2e.client import Client
+from tests.e2e.stack import ROOT, Embedded
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Embedded]:
+    stack = Embedded(tmp_path)
+    stack.start()
+    yield stack
+    stack.stop()
+
+
+def test_the_main_job_embedded(service: Embedded) -> None:
+    with Client(service.url, service.key) as client:
+        story.main_job(client, service.folder)
+
+
+def test_the_folder_is_private_and_the_key_is_shown_once(service: Embedded) -> None:
+    assert stat.S_IMODE(service.data_dir.stat().st_mode) == 0o700
+    key_file = service.data_dir / "bootstrap.key"
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    key = service.key
+    assert service.log("serve").count(key) == 1
+    service.stop()
+    service.start()
+    assert service.log("serve").count(key) == 1
+    with Client(service.url, key) as client:
+        assert client.get("/models")["data"] == []
+
+
+def test_a_second_service_on_the_folder_is_refused(service: Embedded) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "worker.serve", "--port", "0"],
+        cwd=ROOT,
+        env=dict(service.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert "another service uses" in answer.stderr
+
+
+def test_a_broker_is_refused(tmp_path: Path) -> None:
+    stack = Embedded(tmp_path, broker_url="redis://127.0.0.1:1/0")
+    answer = subprocess.run(
+        [sys.executable, "-m", "worker.serve"],
+        cwd=ROOT,
+        env=dict(stack.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert "celery -A worker.main worker" in answer.stderr
+
+
+def test_sigterm_ends_it_cleanly(service: Embedded) -> None:
+    assert service.stop() == {"serve": 0}
+    assert not list((service.data_dir / "scratch").glob("*"))

@@ -1,0 +1,91 @@
+"""A migrated, empty store on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from app.settings import Settings
+from app.store import session as sessions
+from app.store.session import transaction
+from app.store.tables import Base
+from tests import factories
+from tests.servers import postgres_url  # noqa: F401  # a fixture
+
+PEPPER = "p" * 40
+
+
+@dataclass(frozen=True)
+class World:
+    """The store of one test, with two tenants."""
+
+    settings: Settings
+    tenant: str
+    stranger: str
+
+
+def settings_of(folder: Path, url: str = "", **over: object) -> Settings:
+    """Settings with a database in ``folder`` unless a URL is given."""
+    wanted = {"data_dir": folder, "database_url": url, "pepper": PEPPER} | over
+    return Settings.model_validate(wanted)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, to be copied."""
+    folder = tmp_path_factory.mktemp("template")
+    sessions.configure(settings_of(folder))
+    sessions.upgrade()
+    sessions.configure(None)
+    return folder / "lethe.db"
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(
+    postgres_url: str,  # noqa: F811  # the fixture imported above
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """URL of a migrated PostgreSQL database."""
+    sessions.configure(settings_of(tmp_path_factory.mktemp("postgres"), postgres_url))
+    sessions.upgrade()
+    with transaction() as session:  # a crash of the server in the middle of a test is not tested
+        name = session.scalar(text("select current_database()"))
+        session.execute(text(f'alter database "{name}" set synchronous_commit = off'))
+    sessions.configure(None)
+    return postgres_url
+
+
+@pytest.fixture
+def sqlite_store(sqlite_template: Path, tmp_path: Path) -> Iterator[World]:
+    """A world on SQLite alone, for what does not depend on the database."""
+    shutil.copy(sqlite_template, tmp_path / "lethe.db")
+    yield from _world(settings_of(tmp_path))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A world on each database."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "lethe.db")
+        yield from _world(settings_of(tmp_path))
+        return
+    url = request.getfixturevalue("migrated_postgres")
+    sessions.configure(settings_of(tmp_path, url))
+    with transaction() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+    yield from _world(settings_of(tmp_path, url))
+
+
+def _world(settings: Settings) -> Iterator[World]:
+    sessions.configure(settings)
+    with transaction() as session:
+        tenant = factories.a_tenant(session, "acme")
+        stranger = factories.a_tenant(session, "stranger")
+    yield World(settings, tenant, stranger)
+    sessions.configure(None)

@@ -1,0 +1,41 @@
+"""The migrations make exactly the tables that the code expects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import inspect
+
+from app.store import session as sessions
+from app.store.session import MIGRATIONS
+from tests.store.conftest import World, settings_of
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+def test_nothing_is_left_to_generate(store: World) -> None:
+    """Raises if a table, a column, a type, an index or a constraint differs."""
+    command.check(_config())
+
+
+def test_at_head_only_after_the_upgrade(tmp_path: Path) -> None:
+    sessions.configure(settings_of(tmp_path))
+    try:
+        assert not sessions.at_head()
+        sessions.upgrade()
+        assert sessions.at_head()
+    finally:
+        sessions.configure(None)
+
+
+def test_down_and_up_again(store: World) -> None:
+    command.downgrade(_config(), "base")
+    assert inspect(sessions.engine()).get_table_names() == ["alembic_version"]
+    sessions.upgrade()
+    assert sessions.at_head()

@@ -1,0 +1,160 @@
+"""Which jobs are due, and the thread that rings for them."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sqlalchemy import update
+
+from app import bell, dispatch
+from app.store import clock, jobs, tables, workers
+from app.store.session import reading, transaction
+from tests import factories
+from tests.store.conftest import World
+
+
+def due(limit: int | None = None) -> list[str]:
+    with reading() as session:
+        return jobs.due(session, limit)
+
+
+def test_a_prepare_waits_for_its_dataset(store: World) -> None:
+    with transaction() as session:
+        dataset, reading_job = factories.a_raw_dataset(session, store.tenant)
+        _, _, job_id = factories.a_raw_model(session, store.tenant, dataset_id=dataset.id)
+        assert jobs.claim(session, job_id, "w") is None
+        assert jobs.waiting_on(session, jobs.get(session, store.tenant, job_id)) == "model"
+    assert due() == [reading_job]
+    with transaction() as session:
+        factories.ingest(session, reading_job, factories.index())
+    assert due() == [job_id]
+
+
+def test_per_model_the_oldest_goes_first_and_alone(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        first = factories.a_request(session, store.tenant, model.id).job_id
+        second = factories.a_request(session, store.tenant, model.id, policy="fast").job_id
+    assert due() == [first]
+    with transaction() as session:
+        held = jobs.claim(session, first, "w")
+        assert held is not None
+        waiting = jobs.waiting_on(session, jobs.get(session, store.tenant, second))
+    assert waiting == "model_lock"
+    assert due() == []
+    with transaction() as session:
+        jobs.fail(session, held, "bad", "-", False)
+    assert due() == [second]
+
+
+def test_what_was_rung_in_vain_is_rung_when_the_model_is_free(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        first = factories.a_request(session, store.tenant, model.id).job_id
+        second = factories.a_request(session, store.tenant, model.id, policy="fast").job_id
+        jobs.stamp_dispatched(session, [first, second])
+        held = jobs.claim(session, first, "w")
+        assert held is not None
+        jobs.cancelled(session, held)
+    assert due() == [second]
+
+
+def test_a_rung_job_is_rung_again_only_later(store: World) -> None:
+    with transaction() as session:
+        _, job_id = factories.a_raw_dataset(session, store.tenant)
+        jobs.stamp_dispatched(session, [job_id])
+    assert due() == []
+    long_ago = clock.now() - store.settings.redispatch_seconds - 1
+    with transaction() as session:
+        session.execute(update(tables.Job).values(dispatched_at=long_ago))
+    assert due() == [job_id]
+
+
+def test_only_a_window_of_the_queue_is_ever_rung(store: World) -> None:
+    with transaction() as session:
+        made = [factories.a_raw_dataset(session, store.tenant)[1] for _ in range(5)]
+        jobs.stamp_dispatched(session, made[:2])
+    assert due(limit=3) == [made[2]]
+
+
+def test_the_window_grows_with_the_workers(store: World) -> None:
+    with transaction() as session:
+        for _ in range(40):
+            factories.a_raw_dataset(session, store.tenant)
+    assert len(due()) == 32
+    with transaction() as session:
+        workers.seen(session, "w1", "celery", slots=18)
+    assert len(due()) == 36
+
+
+def test_workers_that_fall_silent_are_not_counted(store: World) -> None:
+    with transaction() as session:
+        workers.seen(session, "w1", "celery", slots=1)
+        workers.seen(session, "w2", "celery", slots=1)
+        workers.leave(session, "w2")
+        assert [each.id for each in workers.live(session)] == ["w1"]
+        session.execute(update(tables.Worker).values(seen_at=1.0))
+    with transaction() as session:
+        assert workers.live(session) == []
+        assert jobs.sweep(session)["workers_forgotten"] == 1
+
+
+class Line:
+    """A bell that writes down what it rings for, and can be cut."""
+
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+        self.cut = False
+        self.heard = threading.Event()
+
+    def send(self, *job_ids: str) -> None:
+        if self.cut:
+            self.heard.set()
+            raise ConnectionError
+        self.rung += job_ids
+        self.heard.set()
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Line:
+    """In place of the broker."""
+    made = Line()
+    monkeypatch.setattr(bell, "send", made.send)
+    return made
+
+
+def test_a_pass_rings_once(store: World, line: Line) -> None:
+    with transaction() as session:
+        _, job_id = factories.a_raw_dataset(session, store.tenant)
+    assert dispatch.dispatch() == [job_id]
+    assert dispatch.dispatch() == []
+    assert line.rung == [job_id]
+
+
+def test_a_dead_broker_loses_nothing(store: World, line: Line) -> None:
+    """The nudge comes after the job; then the line is mended and the next pass rings."""
+    line.cut = True
+    settings = store.settings.model_copy(update={"dispatch_seconds": 0.05})
+    with transaction() as session:
+        _, job_id = factories.a_raw_dataset(session, store.tenant)
+    dispatcher = dispatch.Dispatcher(settings)
+    dispatcher.start()
+    assert line.heard.wait(30)
+    line.cut = False
+    line.heard.clear()
+    assert line.heard.wait(30)
+    dispatcher.stop()
+    assert line.rung == [job_id]
+    assert not dispatcher._thread.is_alive()
+
+
+def test_a_nudge_wakes_the_dispatcher(store: World, line: Line) -> None:
+    dispatcher = dispatch.Dispatcher(store.settings.model_copy(update={"dispatch_seconds": 3600.0}))
+    dispatcher.start()
+    with transaction() as session:
+        _, job_id = factories.a_raw_dataset(session, store.tenant)
+    while not line.heard.wait(0.05):
+        bell.nudge()
+    dispatcher.stop()
+    assert line.rung == [job_id]

@@ -1,0 +1,115 @@
+"""Transactions on both databases."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import InternalError, OperationalError
+
+from app.store import clock, tables
+from app.store import session as sessions
+from app.store.ids import new
+from app.store.session import reading, transaction
+from tests.store.conftest import World, settings_of
+
+WRITERS, WRITES = 8, 25
+
+
+def test_an_error_rolls_everything_back(store: World) -> None:
+    with contextlib.suppress(RuntimeError), transaction() as session:
+        session.add(tables.Tenant(id=new("ten"), name="gone"))
+        session.flush()
+        raise RuntimeError
+    with reading() as session:
+        assert session.scalar(select(tables.Tenant).where(tables.Tenant.name == "gone")) is None
+
+
+def test_a_row_stays_readable_after_the_commit(store: World) -> None:
+    with transaction() as session:
+        tenant = tables.Tenant(id=new("ten"), name="kept")
+        session.add(tenant)
+    assert tenant.name == "kept"
+
+
+def test_concurrent_writers_wait_for_each_other(store: World) -> None:
+    """Each reads and then writes what it read: a lost update would lower the sum."""
+    with transaction() as session:
+        session.add(tables.Worker(id="w", kind="k", slots=0, seen_at=0.0))
+
+    def add() -> None:
+        for _ in range(WRITES):
+            with transaction() as session:
+                worker = session.get_one(tables.Worker, "w", with_for_update=True)
+                worker.slots += 1
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for done in [pool.submit(add) for _ in range(WRITERS)]:
+            done.result()
+    with reading() as session:
+        assert session.get_one(tables.Worker, "w").slots == WRITERS * WRITES
+
+
+def test_sqlite_is_durable_and_checks_references(sqlite_store: World) -> None:
+    with reading() as session:
+        pragmas = {
+            name: session.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "busy_timeout": 30_000,
+    }
+
+
+def test_a_writer_holds_sqlite_from_its_first_statement(sqlite_store: World) -> None:
+    """BEGIN IMMEDIATE: a second writer cannot start, so no read can go stale before its write."""
+    with transaction() as session:
+        session.scalar(select(func.count()).select_from(tables.Tenant))
+        with sessions.engine().connect() as other:
+            other.exec_driver_sql("rollback")
+            other.exec_driver_sql("PRAGMA busy_timeout=0")
+            with pytest.raises(OperationalError, match="locked"):
+                other.exec_driver_sql("BEGIN IMMEDIATE")
+            other.exec_driver_sql("PRAGMA busy_timeout=30000")
+            other.exec_driver_sql("BEGIN")
+
+
+@pytest.mark.postgres
+def test_postgres_reads_cannot_write_and_time_out(migrated_postgres: str, tmp_path: Path) -> None:
+    sessions.configure(settings_of(tmp_path, migrated_postgres))
+    try:
+        with reading() as session:
+            assert session.scalar(text("show statement_timeout")) == "1min"
+            assert session.scalar(text("show idle_in_transaction_session_timeout")) == "1min"
+            with pytest.raises(InternalError, match="read-only"):
+                session.execute(text("delete from trash"))
+    finally:
+        sessions.configure(None)
+
+
+def test_an_absent_database_is_an_operational_error(tmp_path: Path) -> None:
+    sessions.configure(settings_of(tmp_path, "postgresql://postgres@127.0.0.1:1/none"))
+    try:
+        with pytest.raises(OperationalError):
+            sessions.ping()
+    finally:
+        sessions.configure(None)
+
+
+def test_the_clock_is_the_databases(store: World) -> None:
+    with reading() as session:
+        first = session.scalar(select(clock.now()))
+        known = session.scalar(text(_EPOCH[session.get_bind().dialect.name]))
+    assert first == pytest.approx(float(known), abs=5.0)
+
+
+_EPOCH = {
+    "sqlite": "select strftime('%s', 'now')",
+    "postgresql": "select extract(epoch from now())",
+}

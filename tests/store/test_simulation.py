@@ -1,0 +1,255 @@
+"""Everything that can happen to jobs, in any order: the promises hold after every step.
+
+P1 an acknowledged request is never lost. P2 none is applied twice, and versions form one chain.
+P3 terminal states never change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app.store import clock, jobs, models, requests, tables
+from app.store import session as sessions
+from app.store.errors import Conflict, Unacceptable
+from app.store.session import reading, transaction
+from app.store.status import JOB_MOVES, JOB_TERMINAL, REQUEST_TERMINAL
+from tests import factories
+from tests.store.conftest import settings_of
+
+ROWS = factories.index(8, 2)
+PLACES = st.integers(0, 30)
+
+
+End = Callable[[Session, jobs.Claim], object]
+
+
+def _finish(session: Session, claim: jobs.Claim) -> None:
+    if claim.job.kind == "prepare":
+        jobs.finish_prepare(session, claim, num_parameters=1, findings=[], importance_blob=None)
+    elif claim.nothing_left:
+        jobs.finish_without_influence(session, claim)
+    else:
+        factories.publish(session, claim)
+
+
+ENDS: dict[str, End] = {
+    "fail": lambda session, claim: jobs.fail(session, claim, "bad", "-", False),
+    "retry": lambda session, claim: jobs.fail(session, claim, "runner_died", "-", True),
+    "release": jobs.release,
+}
+
+
+class Simulation(RuleBasedStateMachine):
+    """Callers, workers, crashes and clocks, on SQLite."""
+
+    template: Path
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        shutil.copy(self.template, self.folder / "lethe.db")
+        sessions.configure(settings_of(self.folder, max_lost_leases=4))
+        self.seen_jobs: dict[str, tuple[str, int]] = {}
+        self.seen_requests: dict[str, str] = {}
+        self.acknowledged: set[str] = set()
+
+    def teardown(self) -> None:
+        sessions.configure(None)
+        shutil.rmtree(self.folder)
+
+    @initialize()
+    def register(self) -> None:
+        with transaction() as session:
+            self.tenant = factories.a_tenant(session)
+            dataset = factories.a_dataset(session, self.tenant, ROWS)
+            made = [
+                factories.a_model(session, self.tenant, dataset_id=dataset.id) for _ in range(2)
+            ]
+        self.models = [model.id for model in made]
+
+    @rule(model=st.integers(0, 1), row=st.integers(0, 3), seed=st.integers(0, 1))
+    def ask(self, model: int, row: int, seed: int) -> None:
+        over = {"record_ids": [f"r{row}"], "options": {"seed": seed}}
+        with contextlib.suppress(Unacceptable), transaction() as session:  # too little would stay
+            made = factories.a_request(session, self.tenant, self.models[model], **over)
+            self.acknowledged.add(made.id)
+
+    @rule(target=claims, place=PLACES, then=st.sampled_from(["finish", "freeze", "wait"]))
+    def work(self, place: int, then: str) -> object:
+        """A worker takes a job; it finishes, stands still past its lease, or goes on working."""
+        with transaction() as session:
+            waiting = jobs.due(session)
+            held = jobs.claim(session, waiting[place % len(waiting)], "w") if waiting else None
+            if held is None:
+                return multiple()
+            done = {*models.excluded_rows(session, self.tenant, held.job.model_id or "")}
+        left = {row for rows in held.requests.values() for row in rows}
+        assert not left & done, "would be applied twice"
+        if then == "freeze":
+            self.leases_run_out()
+            with transaction() as session:
+                again = jobs.claim(session, held.job.id, "w2")
+            self.finish(held)
+            return multiple() if again is None else again
+        if then == "finish":
+            self.finish(held)
+        return held
+
+    @rule(claim=claims, progress=st.floats(0, 1))
+    def report(self, claim: jobs.Claim, progress: float) -> None:
+        with transaction() as session:
+            alive = jobs.renew(session, claim, progress=progress).alive
+        assert alive == self._is_mine(claim)
+
+    @rule(claim=claims, how=st.sampled_from(["finish", "fail", "retry", "release"]))
+    def end(self, claim: jobs.Claim, how: str) -> None:
+        """Also by zombies: a claim stays usable, as it would in a worker that was frozen."""
+        if how == "finish":
+            self.finish(claim)
+        else:
+            self._ends_only_if_mine(claim, ENDS[how])
+
+    def finish(self, claim: jobs.Claim) -> None:
+        self._ends_only_if_mine(claim, _finish)
+
+    def leases_run_out(self) -> None:
+        with transaction() as session:
+            session.execute(
+                update(tables.Job)
+                .where(tables.Job.status == "running")
+                .values(lease_until=clock.now() - 1)
+            )
+            jobs.sweep(session)
+
+    @rule()
+    def restart(self) -> None:
+        """The whole service dies and comes back; waits are over by then."""
+        with transaction() as session:
+            jobs.free_all(session)
+            session.execute(update(tables.Job).values(run_after=0.0))
+
+    @rule(place=PLACES)
+    def take_back(self, place: int) -> None:
+        if not self.acknowledged:
+            return
+        request_id = sorted(self.acknowledged)[place % len(self.acknowledged)]
+        with transaction() as session:
+            before = requests.get(session, self.tenant, request_id).status
+        try:
+            with transaction() as session:
+                after = requests.cancel(session, self.tenant, request_id).status
+        except Conflict:
+            assert before == "completed"
+        else:
+            assert after == "cancelled"
+
+    @rule(place=PLACES)
+    def cancel(self, place: int) -> None:
+        with transaction() as session:
+            all_jobs = [*session.scalars(select(tables.Job.id).order_by(tables.Job.id))]
+            with contextlib.suppress(Conflict):
+                jobs.cancel(session, self.tenant, all_jobs[place % len(all_jobs)])
+
+    @invariant()
+    def promises_hold(self) -> None:
+        with reading() as session:
+            found = {each.id: each for each in session.scalars(select(tables.Job))}
+            asked = {each.id: each for each in session.scalars(select(tables.Request))}
+            versions = [*session.scalars(select(tables.Version))]
+            serving = {each.id: each for each in session.scalars(select(tables.Model))}
+        self._jobs_move_as_allowed(found)
+        self._requests_are_kept(asked, found)
+        self._versions_form_chains(versions, serving)
+
+    def _jobs_move_as_allowed(self, found: dict[str, tables.Job]) -> None:
+        for job_id, (status, epoch) in self.seen_jobs.items():
+            job = found[job_id]
+            assert job.status == status or job.status in JOB_MOVES[status]
+            assert job.epoch >= epoch
+            assert status not in JOB_TERMINAL or job.status == status
+        running = [job.model_id for job in found.values() if job.status == "running"]
+        assert len(running) == len(set(running))
+        self.seen_jobs = {job.id: (job.status, job.epoch) for job in found.values()}
+
+    def _requests_are_kept(
+        self, asked: dict[str, tables.Request], found: dict[str, tables.Job]
+    ) -> None:
+        assert self.acknowledged <= asked.keys()
+        for request in asked.values():
+            before = self.seen_requests.get(request.id)
+            assert before not in REQUEST_TERMINAL or before == request.status
+            job = found[request.job_id]
+            if request.status == "queued":
+                assert job.status == "queued"
+            if request.status == "processing":
+                assert job.status == "running"
+            if request.status == "completed" and request.outcome == "erased_exact":
+                assert job.status == "succeeded"
+                assert request.applied_version_id is not None
+        self.seen_requests = {each.id: each.status for each in asked.values()}
+
+    def _versions_form_chains(
+        self, versions: list[tables.Version], serving: dict[str, tables.Model]
+    ) -> None:
+        for model in serving.values():
+            chain = sorted((v for v in versions if v.model_id == model.id), key=lambda v: v.number)
+            assert [v.number for v in chain] == [*range(1, len(chain) + 1)]
+            parents = [None, *(v.id for v in chain)]
+            assert [v.parent_id for v in chain] == parents[:-1]
+            assert model.current_version_id == chain[-1].id
+            assert {v.status for v in chain[:-1]} <= {"withdrawn"}
+            assert chain[-1].status == "ready"
+            made_by = [v.job_id for v in chain[1:]]
+            assert len(made_by) == len(set(made_by))
+
+    def _is_mine(self, claim: jobs.Claim) -> bool:
+        with reading() as session:
+            job = jobs.get(session, self.tenant, claim.job.id)
+            return job.status == "running" and job.epoch == claim.epoch
+
+    def _ends_only_if_mine(self, claim: jobs.Claim, end: End) -> None:
+        mine = self._is_mine(claim)
+        try:
+            with transaction() as session:
+                end(session, claim)
+        except jobs.LeaseLost:
+            assert not mine
+        else:
+            assert mine
+
+
+@pytest.mark.parametrize("examples", [20])
+def test_the_promises_hold_whatever_happens(sqlite_template: Path, examples: int) -> None:
+    Simulation.template = sqlite_template
+    run_state_machine_as_test(
+        Simulation,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.generate],  # steps cost disk writes: no minutes of shrinking
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )

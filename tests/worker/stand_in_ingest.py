@@ -1,0 +1,50 @@
+"""A runner whose ``ingest`` does what the first word of the upload says."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from core.errors import InvalidInput
+from worker import runner
+
+RESULT = {
+    "num_train": 1,
+    "num_holdout": 1,
+    "num_classes": 2,
+    "modality": "features",
+    "details": {"num_features": 2},
+}
+
+
+def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[str, Any]:
+    report("resolving", 0.5, 1.0, None, {"rows": 2.0})
+    (out / "records.parquet").write_bytes(b"canonical")
+    rows = '["a", 0, "train", "someone"]\n["b", 1, "holdout", null]\n'
+    (out / "index.jsonl").write_text(rows)
+    match source.read_text().split():
+        case ["refuse"]:
+            raise InvalidInput("dataset_empty", "the dataset holds no records")
+        case ["crash"]:
+            os.kill(os.getpid(), 9)
+        case ["hang"]:
+            time.sleep(600)
+        case ["link"]:
+            (out / "records.parquet").unlink()
+            (out / "records.parquet").symlink_to("/etc/passwd")
+        case ["hardlink"]:
+            (out / "records.parquet").unlink()
+            (out / "records.parquet").hardlink_to(source)
+        case ["nothing"]:
+            (out / "records.parquet").unlink()
+        case ["nonsense"]:
+            (out / "index.jsonl").write_text('["a", "zero", "train", "someone"]\n')
+        case ["short"]:
+            return {"num_train": 1}
+    return RESULT
+
+
+if __name__ == "__main__":
+    runner.main(lambda: {"ingest": ingest})

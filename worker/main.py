@@ -1,0 +1,72 @@
+"""``celery -A worker.main worker``: one worker process, one job at a time.
+
+The pool is always ``solo``: the task only supervises a child, so a pool process between the two
+would add nothing but a second thing to kill. Run one such process per accelerator. On SIGTERM the
+job at work gets a few seconds, then goes back to the queue with its attempt given back; whatever
+happens to the process after that, the lease recovers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+
+from app.bell import celery
+from app.dispatch import Dispatcher
+from worker import jobs
+from worker.station import station
+from worker.sweep import Sweeper
+
+celery.conf.update(worker_pool="solo", worker_concurrency=1, worker_redirect_stdouts=False)
+_log = structlog.get_logger(__name__)
+
+
+class _Helpers:
+    """The threads beside the job: the dispatcher that rings, the sweeper that recovers."""
+
+    def __init__(self, name: str) -> None:
+        self._dispatcher = Dispatcher()
+        self._dispatcher.start()
+        self._sweeper = Sweeper(name, "celery")
+        self._sweeper.start()
+
+    def stop(self) -> None:
+        self._dispatcher.stop()
+        self._sweeper.stop()
+
+
+_running: list[_Helpers] = []
+
+
+@worker_init.connect
+def refuse_other_pools(sender: Any, **_: object) -> None:
+    """Refuse a pool that would run several jobs in one process."""
+    if sender.pool_cls not in ("solo", "celery.concurrency.solo:TaskPool"):
+        name = getattr(sender.pool_cls, "__module__", "")
+        if name != "celery.concurrency.solo":
+            raise SystemExit("this worker runs with -P solo; start one process per job slot")
+
+
+@worker_ready.connect
+def open_station(**_: object) -> None:
+    """Start the helpers and the first spare runner."""
+    here = station()
+    _running.append(_Helpers(here.name))
+    here.bench.refill()
+    _log.info("worker_ready", worker=here.name, task=jobs.run_job.name)
+
+
+@worker_shutting_down.connect
+def announce_closing(**_: object) -> None:
+    """Tell the job at work that the process ends."""
+    station().closing.set()
+
+
+@worker_shutdown.connect
+def close_station(**_: object) -> None:
+    """Stop the helpers, end the spare runner, remove the home folder."""
+    while _running:
+        _running.pop().stop()
+    station().close()

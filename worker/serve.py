@@ -1,0 +1,153 @@
+"""``python -m worker.serve``: the embedded service, API and worker in one process.
+
+It needs nothing but a folder: SQLite, blobs and secrets lie there, and a file lock keeps a second
+service out. Celery's ``memory://`` broker rings a worker in a thread; the runner stays a child.
+With a real broker it refuses to start: run the API and ``celery -A worker.main worker`` instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+import structlog
+import uvicorn
+from celery.worker import WorkController, state
+
+from app.bell import celery
+from app.main import OPTIONS, api
+from app.settings import Settings, get_settings, write_private
+from app.store import jobs, keys
+from app.store.session import transaction, upgrade
+from worker.station import Station, station
+from worker.sweep import Sweeper
+
+STOP_SECONDS = 20.0
+"""How long the worker thread may take to end; its runner is ended long before."""
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerThread(threading.Thread):
+    """Celery's worker without a process of its own and without signal handlers.
+
+    Args:
+        server: told to end when the worker ends by itself.
+    """
+
+    def __init__(self, server: uvicorn.Server) -> None:
+        super().__init__(name="worker", daemon=True)
+        self._server = server
+        self._station: Station | None = None
+        self.failed = False
+
+    def run(self) -> None:
+        """Work until ``stop``; the runners belong to this thread and end with it."""
+        controller = WorkController(
+            app=celery,
+            include=["worker.jobs"],
+            pool_cls="solo",
+            concurrency=1,
+            ready_callback=self._ready,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+        self._station = station()
+        sweeper = Sweeper(self._station.name, "embedded")
+        sweeper.start()
+        try:
+            controller.start()
+        finally:
+            self.failed = not self._station.closing.is_set()
+            self._server.should_exit = True
+            sweeper.stop()
+            self._station.close()
+
+    def stop(self) -> None:
+        """Give the job at work back and end the thread."""
+        if self._station is not None:
+            self._station.closing.set()
+        state.should_stop = 0  # type: ignore[assignment]  # an exit status, see maybe_shutdown
+        self.join(STOP_SECONDS)
+
+    def _ready(self, _: object) -> None:
+        assert self._station is not None
+        self._station.bench.refill()
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.WARNING)
+    settings = _settings()
+    lock = _lock(settings.data_dir)
+    _take_over(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(api, host=settings.host, port=settings.port, workers=1, **OPTIONS)
+    )
+    worker = WorkerThread(server)
+    # uvicorn raises the signal again once it has closed; ours must survive that to clean up.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    worker.start()
+    server.run()
+    worker.stop()
+    lock.close()
+    if worker.failed or not server.started:
+        sys.exit(1)
+
+
+def _settings() -> Settings:
+    parser = argparse.ArgumentParser(prog="python -m worker.serve", description=__doc__)
+    parser.add_argument("--host", help="address to listen on (LETHE_HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on (LETHE_PORT)")
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    settings = get_settings()
+    if settings.broker_url != "memory://":
+        sys.exit(
+            "LETHE_BROKER_URL names a broker, and this command is API and worker in one process "
+            "without one. Unset it, or run `python -m app.main` and "
+            "`celery -A worker.main worker` instead."
+        )
+    return settings.model_copy(update=given)
+
+
+def _lock(data_dir: Path) -> IO[str]:
+    """Create the data folder and lock it for the life of this process."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (data_dir / "serve.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another service uses {data_dir}; stop it, or set LETHE_DATA_DIR")
+    return lock
+
+
+def _take_over(settings: Settings) -> None:
+    """Bring the database up to date and put the affairs of a dead predecessor in order."""
+    upgrade()
+    if settings.embedded_database:
+        # The lock says that nobody else is alive, so every lease and every draft is a dead one's.
+        shutil.rmtree(settings.data_dir / "scratch", ignore_errors=True)
+        with transaction() as session:
+            freed = jobs.free_all(session)
+        _log.info("predecessor_leases_freed", jobs=freed)
+    with transaction() as session:
+        key = keys.bootstrap(session)
+    if key is not None:
+        path = settings.data_dir / "bootstrap.key"
+        path.unlink(missing_ok=True)
+        write_private(path, key + "\n")
+        sys.stdout.write(f"API key with every scope, shown once and kept in {path}:\n{key}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The parent's side of a runner: spawn it, listen to it, end it. Free of torch.
+
+A runner gets an empty environment, its own session, its own scratch folder, and one order. On Linux
+the kernel kills it when the *thread* that spawned it ends, so spawn from a thread that outlives it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import psutil
+import structlog
+
+from app.settings import accelerator_environment
+from worker import protocol
+from worker.protocol import Event, ProtocolError, Ready
+
+TERM_SECONDS = 5.0
+"""Between asking a runner to end and killing it."""
+
+_CODE_ROOT = Path(__file__).resolve().parent.parent
+_STDERR_LINES = 40
+_Ended = ProtocolError | None
+_log = structlog.get_logger(__name__)
+
+
+class RunnerDied(Exception):
+    """The runner ended, or had to be ended, before it said how its work went."""
+
+    def __init__(self, reason: str, stderr: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.stderr = stderr
+        """The end of what it wrote there; for the log, never for the API."""
+
+
+class Runner:
+    """One child process, used for one order, then discarded.
+
+    Args:
+        scratch: a private folder that belongs to this runner; removed by ``close``.
+        threads: threads of its numeric libraries; 0 leaves their choice.
+        module: what to run; tests put a stand-in here.
+    """
+
+    def __init__(self, scratch: Path, *, threads: int = 0, module: str = "worker.runner") -> None:
+        self.scratch = scratch
+        self.out = scratch / "out"
+        self.out.mkdir(mode=0o700)
+        self._heard: queue.Queue[Event | _Ended] = queue.Queue(maxsize=64)
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._stderr: deque[bytes] = deque(maxlen=_STDERR_LINES)
+        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+            [sys.executable, "-P", "-s", "-m", module, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=scratch,
+            env=_environment(scratch, threads),
+            start_new_session=True,
+            umask=0o077,
+        )
+        for listen in (self._listen, self._keep_stderr):
+            threading.Thread(target=listen, name="runner", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also its group and session."""
+        return self._process.pid
+
+    @property
+    def ready(self) -> bool:
+        """Whether it waits for its order with everything imported."""
+        return self._ready.is_set() and self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        try:
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    @property
+    def stderr(self) -> str:
+        """The end of what it wrote there; for the log, never for the API."""
+        return b"".join(self._stderr).decode(errors="replace")
+
+    def give(self, order: dict[str, Any]) -> None:
+        """Hand over the order; it may still be importing.
+
+        Raises:
+            RunnerDied: if it is gone.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._death("gone before its order") from error
+
+    def hear(self, timeout: float) -> Event | None:
+        """Return the next event, or None if there is none within ``timeout`` seconds.
+
+        Raises:
+            RunnerDied: if the runner ended, or said something it may not say.
+        """
+        try:
+            event = self._heard.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(event, ProtocolError):
+            raise self._death(f"broke the protocol: {event}")
+        if event is None:
+            raise self._death("ended")
+        return event
+
+    def kill(self, term_seconds: float = TERM_SECONDS) -> int:
+        """End the whole process group: ask, wait, kill. Return the exit status."""
+        self._closed.set()
+        if self._process.returncode is None:
+            # Nothing is reaped before the last signal, so the group id is still ours.
+            self._signal(signal.SIGTERM)
+            deadline = time.monotonic() + term_seconds
+            while self.alive and time.monotonic() < deadline:
+                time.sleep(0.02)
+            self._signal(signal.SIGKILL)
+        return self._process.wait()
+
+    def close(self) -> None:
+        """End it if it still runs, and remove its scratch folder."""
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            _close(pipe)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self.scratch.exists():
+            _log.error("scratch_left", path=str(self.scratch))
+
+    def _death(self, reason: str) -> RunnerDied:
+        status = self.kill()
+        return RunnerDied(f"runner {reason} (exit status {status})", self.stderr)
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            # macOS answers EPERM for a group of zombies; there is nobody left to signal.
+            return
+
+    def _listen(self) -> None:
+        ended: _Ended = None
+        try:
+            while (line := self._read_line()) is not None:
+                event = protocol.parse(line)
+                if isinstance(event, Ready):
+                    self._ready.set()
+                self._pass_on(event)
+        except ProtocolError as error:
+            ended = error
+        except ValueError:  # the pipe was closed under us by close()
+            return
+        self._pass_on(ended)
+
+    def _read_line(self) -> bytes | None:
+        """Return one line, or what is over the limit of it; None at the end."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline(protocol.MAX_LINE_BYTES + 1)
+        cut_off = not line.endswith(b"\n") and len(line) <= protocol.MAX_LINE_BYTES
+        return None if cut_off else line
+
+    def _pass_on(self, event: Event | _Ended) -> None:
+        """Queue an event; wait while nobody takes them, so that a flood stops at the pipe."""
+        while not self._closed.is_set():
+            try:
+                self._heard.put(event, timeout=1.0)
+            except queue.Full:
+                continue
+            return
+
+    def _keep_stderr(self) -> None:
+        assert self._process.stderr is not None
+        try:
+            while line := self._process.stderr.readline(1024):
+                self._stderr.append(line)
+        except ValueError:  # the pipe was closed under us by close()
+            return
+
+
+def _environment(scratch: Path, threads: int) -> dict[str, str]:
+    """Everything the child gets to know: no secret, no address, no setting of ours."""
+    environment = {
+        "PATH": os.defpath,
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONPATH": str(_CODE_ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **accelerator_environment(),
+    }
+    if threads > 0:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return environment
+
+
+def _close(pipe: Any) -> None:
+    try:
+        pipe.close()
+    except BrokenPipeError:
+        return  # an order that was never read; the process is gone
