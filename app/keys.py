@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 
 from app.store import keys
-from app.store.session import reading, transaction, upgrade
+from app.store.session import at_head, reading, settings, transaction, upgrade
 from app.store.tables import ApiKey, Tenant
 
 DEFAULT_DAYS = 90
@@ -19,7 +19,11 @@ MOST_DAYS = 365
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
     given = _parser().parse_args(arguments)
-    upgrade()
+    if not at_head():
+        if not settings().embedded_database:
+            sys.stderr.write("the database is not migrated; run: alembic upgrade head\n")
+            return 1
+        upgrade()
     status: int = given.run(given)
     return status
 

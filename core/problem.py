@@ -14,15 +14,10 @@ from .data import Records
 from .errors import MissingEvidence, OutOfTime
 from .importance import Importance
 from .policies import Selector
+from .report import Progress, no_progress
 from .training import Recipe
 
 BatchNormPolicy = Literal["frozen", "tracked", "recalibrate"]
-Progress = Callable[[float, dict[str, float]], None]
-"""Called with the fraction done of this unlearner in [0, 1] and live metrics."""
-
-
-def no_progress(fraction: float, metrics: dict[str, float]) -> None:
-    """Report to nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)

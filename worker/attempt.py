@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
-from worker.lease import Heartbeat
+import structlog
+
+from app.store import jobs
+from app.store.jobs import Claim, Renewal
+from app.store.session import settings, transaction
+from worker import steps
+from worker.lease import CancelRequested, Heartbeat
 from worker.protocol import Done, Failed, Progress
+from worker.station import Station
+from worker.steps import Ending
 from worker.supervisor import Runner, RunnerDied
 
 TICK_SECONDS = 0.1
@@ -16,10 +26,46 @@ DRAIN_SECONDS = 5.0
 
 SETTLED_SECONDS = 1.0
 """A job that lasts longer than this is not disturbed by the start of the next spare runner."""
+STORAGE_FULL_SECONDS = 60.0
+"""Wait before a job is tried again for which the disk had no room."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Draining(Exception):
     """The worker is ending, and the job would not have been done in time."""
+
+
+def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
+    """Have the work done while the lease is renewed; return the transaction that is left.
+
+    Raises:
+        RunnerDied: if the runner ended without a last word, or its work cannot be believed.
+        LeaseLost: if the job belongs to somebody else now.
+    """
+    try:
+        runner.give(steps.order(claim, runner.out))
+        with Heartbeat(partial(_renew, claim), settings().heartbeat_seconds) as beat:
+            event = accompany(
+                runner,
+                beat,
+                closing=here.closing,
+                stall_seconds=settings().stall_seconds,
+                settled=here.bench.refill,
+            )
+            if isinstance(event, Done):
+                return steps.seal(claim, event.result, runner.out)
+    except CancelRequested:
+        return partial(jobs.cancelled, claim=claim)
+    except Draining:
+        return partial(jobs.release, claim=claim)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _log.error("storage_full")
+        return partial(jobs.release, claim=claim, delay=STORAGE_FULL_SECONDS)
+    _log.warning("job_refused", code=event.code, stderr=runner.stderr)
+    return partial(jobs.fail, claim=claim, code=event.code, detail=event.detail, retryable=False)
 
 
 def accompany(
@@ -67,3 +113,9 @@ def accompany(
                 raise Draining
         elif now - started > SETTLED_SECONDS:
             settled()
+
+
+def _renew(claim: Claim, progress: Progress | None) -> Renewal:
+    news = {} if progress is None else progress.model_dump(exclude={"event"})
+    with transaction() as session:
+        return jobs.renew(session, claim, **news)

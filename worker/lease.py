@@ -102,9 +102,10 @@ class Heartbeat:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
+                beaten_at = time.monotonic()
                 self._beat()
                 if self._news.wait(self._seconds):
-                    self._stop.wait(PROGRESS_SECONDS)
+                    self._stop.wait(beaten_at + PROGRESS_SECONDS - time.monotonic())
                     self._news.clear()
         except Exception as error:  # noqa: BLE001  # handed to the thread that does the job
             self._failure = error

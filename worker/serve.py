@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -22,11 +23,10 @@ import uvicorn
 from celery.worker import WorkController, state
 
 from app.bell import celery
-from app.main import OPTIONS, api
 from app.settings import Settings, get_settings, write_private
 from app.store import jobs, keys
 from app.store.session import transaction, upgrade
-from worker.station import Station, station
+from worker.station import station
 from worker.sweep import Sweeper
 
 STOP_SECONDS = 20.0
@@ -36,51 +36,42 @@ _log = structlog.get_logger(__name__)
 
 
 class WorkerThread(threading.Thread):
-    """Celery's worker without a process of its own and without signal handlers.
+    """Celery's worker without a process of its own and without signal handlers."""
 
-    Args:
-        server: told to end when the worker ends by itself.
-    """
-
-    def __init__(self, server: uvicorn.Server) -> None:
+    def __init__(self) -> None:
         super().__init__(name="worker", daemon=True)
-        self._server = server
-        self._station: Station | None = None
+        self._here = station()
         self.failed = False
 
     def run(self) -> None:
         """Work until ``stop``; the runners belong to this thread and end with it."""
-        controller = WorkController(
-            app=celery,
-            include=["worker.jobs"],
-            pool_cls="solo",
-            concurrency=1,
-            ready_callback=self._ready,
-            without_gossip=True,
-            without_mingle=True,
-            without_heartbeat=True,
-        )
-        self._station = station()
-        sweeper = Sweeper(self._station.name, "embedded")
+        here = self._here
+        here.bench.refill()
+        sweeper = Sweeper(here.name, "embedded")
         sweeper.start()
         try:
-            controller.start()
+            WorkController(
+                app=celery,
+                include=["worker.jobs"],
+                pool_cls="solo",
+                concurrency=1,
+                without_gossip=True,
+                without_mingle=True,
+                without_heartbeat=True,
+            ).start()
         finally:
-            self.failed = not self._station.closing.is_set()
-            self._server.should_exit = True
+            if not here.closing.is_set():
+                # A service that does no work must not look alive: end the whole of it.
+                self.failed = True
+                os.kill(os.getpid(), signal.SIGTERM)
             sweeper.stop()
-            self._station.close()
+            here.close()
 
     def stop(self) -> None:
         """Give the job at work back and end the thread."""
-        if self._station is not None:
-            self._station.closing.set()
+        self._here.closing.set()
         state.should_stop = 0  # type: ignore[assignment]  # an exit status, see maybe_shutdown
         self.join(STOP_SECONDS)
-
-    def _ready(self, _: object) -> None:
-        assert self._station is not None
-        self._station.bench.refill()
 
 
 def main() -> None:
@@ -89,19 +80,31 @@ def main() -> None:
     settings = _settings()
     lock = _lock(settings.data_dir)
     _take_over(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(api, host=settings.host, port=settings.port, workers=1, **OPTIONS)
-    )
-    worker = WorkerThread(server)
+    stopping = threading.Event()
     # uvicorn raises the signal again once it has closed; ours must survive that to clean up.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: stopping.set())
+    worker = WorkerThread()
     worker.start()
-    server.run()
-    worker.stop()
-    lock.close()
-    if worker.failed or not server.started:
+    try:
+        started = _serve_api(settings, stopping)
+    finally:
+        worker.stop()
+        lock.close()
+    if worker.failed or not started:
         sys.exit(1)
+
+
+def _serve_api(settings: Settings, stopping: threading.Event) -> bool:
+    """Serve the API until a signal comes; return whether it ever listened."""
+    # Imported only now: it loads torch, and so does the first runner meanwhile.
+    from app.main import OPTIONS, api
+
+    config = uvicorn.Config(api, host=settings.host, port=settings.port, workers=1, **OPTIONS)
+    server = uvicorn.Server(config)
+    server.should_exit = stopping.is_set()
+    server.run()
+    return server.started
 
 
 def _settings() -> Settings:
@@ -135,7 +138,8 @@ def _take_over(settings: Settings) -> None:
     upgrade()
     if settings.embedded_database:
         # The lock says that nobody else is alive, so every lease and every draft is a dead one's.
-        shutil.rmtree(settings.data_dir / "scratch", ignore_errors=True)
+        if (settings.data_dir / "scratch").exists():
+            shutil.rmtree(settings.data_dir / "scratch")
         with transaction() as session:
             freed = jobs.free_all(session)
         _log.info("predecessor_leases_freed", jobs=freed)

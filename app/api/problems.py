@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http
 from collections.abc import Iterable
 from typing import Any
@@ -187,7 +188,7 @@ async def _client_gone(http_request: Request, _: Exception) -> Response:
 async def _os_error(http_request: Request, error: Exception) -> Response:
     """Name a full disk; every other operating system error is a bug or an outage."""
     assert isinstance(error, OSError)
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return response(http_request, InsufficientStorage(detail="The storage is full."))
     raise error
 

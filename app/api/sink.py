@@ -53,7 +53,8 @@ class Sink:
     async def abandon(self) -> None:
         """Stop writing, whatever state the file is in."""
         if self._storing is not None:
-            await asyncio.wait([self._storing])
+            # Its own failure no longer matters: the file is thrown away.
+            await asyncio.gather(self._storing, return_exceptions=True)
         self._file.close()
 
     def _store(self, chunk: bytearray) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastapi import Request
 
 from ..store.blobs import blobs
-from ..store.errors import BadRequest, Unacceptable, Unsupported
+from ..store.errors import BadRequest, TooLarge, Unacceptable, Unsupported
 from .multipart import Parts
 from .sink import Sink
 from .strict_json import MAX_BYTES, check_encoding, refuse_announced
@@ -78,7 +78,11 @@ async def _multipart(http_request: Request, sink: Sink, limit: int) -> Upload:
     parts = Parts(http_request.headers["content-type"], sink.feed)
     whole = _expected(dict(http_request.headers))
     hasher = hashlib.sha256()
+    received = 0
     async for chunk in http_request.stream():
+        received += len(chunk)
+        if received > limit + MULTIPART_MARGIN:
+            raise TooLarge(detail=f"The file is limited to {limit} bytes.")
         if whole:
             hasher.update(chunk)
         parts.feed(chunk)

@@ -199,7 +199,7 @@ def _move(session: Session, job: Job, epoch: int | None, values: dict[str, Any])
     if epoch is None:
         moved = moved.where(Job.status.not_in(JOB_TERMINAL))
     else:
-        moved = moved.where(Job.status == "running")
+        moved = moved.where(Job.status == "running", Job.epoch == epoch)
     if session.execute(moved).one_or_none() is None:
         raise LeaseLost(f"{job.id} is not this attempt's any more")
     session.refresh(job)

@@ -43,7 +43,9 @@ def _check_requests(requests: Sequence[Request], world: World) -> None:
 def _check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         assert job.status in status.JOB_TERMINAL, (job.id, job.kind, job.status)
-        assert job.status == "succeeded", (job.id, job.kind, job.error)
+        # Measuring a version that was replaced in the meantime is called off.
+        fine = ("succeeded", "cancelled") if job.kind == "prepare" else ("succeeded",)
+        assert job.status in fine, (job.id, job.kind, job.error)
         assert job.finished_at is not None
         assert job.lease_until is None
 

@@ -42,23 +42,24 @@ def test_the_embedded_service_killed_whole(tmp_path: Path, rng: random.Random) -
     stack.start()
     url = f"sqlite+pysqlite:///{stack.data_dir / 'lethe.db'}"
     nemesis = Nemesis(url, rng)
-    world = World(Client(stack.url, stack.key), tmp_path, rng, epochs=30)
+    client = Client(stack.url, stack.key)
+    world = World(client, tmp_path, rng, epochs=80)
     try:
         world.build(num_models=3)
         world.ask(num_requests=2)
-        while nemesis.kills < KILLS:
-            if not nemesis.strike(lambda: stack.kill("serve"), longest=2.5):
+        while nemesis.hits < KILLS:
+            if not nemesis.strike(lambda: stack.kill("serve")):
                 world.ask(num_requests=2)
                 continue
             stack.start()
-        nemesis.rest(120)
+        nemesis.rest(180)
         assert stack.stop() == {"serve": 0}
         stack.start()
         settle(url, stack.data_dir)
     finally:
+        client.http.close()
         stack.stop()
     print(f"{nemesis.kills} kills, {nemesis.hits} in a running job")
-    assert nemesis.hits >= KILLS // 2
     check(url, stack.data_dir, world)
 
 
@@ -70,21 +71,22 @@ def test_the_celery_worker_killed(
     stack = Distributed(tmp_path, postgres_url, redis_url, **SHORT)
     stack.start()
     nemesis = Nemesis(postgres_url, rng)
-    world = World(Client(stack.url, stack.key), tmp_path, rng, epochs=30)
+    client = Client(stack.url, stack.key)
+    world = World(client, tmp_path, rng, epochs=80)
     try:
         world.build(num_models=3)
         world.ask(num_requests=2)
-        while nemesis.kills < KILLS:
-            if not nemesis.strike(lambda: stack.kill("worker"), longest=2.5):
+        while nemesis.hits < KILLS:
+            if not nemesis.strike(lambda: stack.kill("worker")):
                 world.ask(num_requests=2)
                 continue
             stack.start_worker()
-        nemesis.rest(120)
-        assert stack.stop() == {"api": 0, "worker": 0}
+        nemesis.rest(180)
+        assert stack.stop()["worker"] == 0
         stack.start_worker()
         settle(postgres_url, stack.data_dir)
     finally:
+        client.http.close()
         stack.stop()
     print(f"{nemesis.kills} kills, {nemesis.hits} in a running job")
-    assert nemesis.hits >= KILLS // 2
     check(postgres_url, stack.data_dir, world)

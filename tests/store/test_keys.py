@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import event, select
@@ -12,7 +13,7 @@ from app.store import keys, tables
 from app.store import session as sessions
 from app.store.errors import Conflict, NotFound, Unauthenticated
 from app.store.session import reading, transaction
-from tests.store.conftest import World
+from tests.store.conftest import World, settings_of
 
 
 def made(store: World, expires_at: datetime | None = None, scopes=keys.SCOPES) -> tuple[str, str]:
@@ -171,3 +172,15 @@ def test_the_command_makes_lists_and_revokes(
 def test_the_command_refuses_nonsense(sqlite_store: World, arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(arguments)
+
+
+@pytest.mark.postgres
+def test_the_command_does_not_migrate_a_shared_database(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "at_head", lambda: False)
+    sessions.configure(settings_of(tmp_path, postgres_url))
+    try:
+        assert command.main(["list"]) == 1
+    finally:
+        sessions.configure(None)

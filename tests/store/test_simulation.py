@@ -16,11 +16,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
-    multiple,
     rule,
     run_state_machine_as_test,
 )
@@ -51,18 +49,23 @@ def _finish(session: Session, claim: jobs.Claim) -> None:
         factories.publish(session, claim)
 
 
-ENDS: dict[str, End] = {
-    "fail": lambda session, claim: jobs.fail(session, claim, "bad", "-", False),
-    "retry": lambda session, claim: jobs.fail(session, claim, "runner_died", "-", True),
-    "release": jobs.release,
-}
+ENDS: list[End] = [
+    _finish,
+    lambda session, claim: jobs.fail(session, claim, "bad", "-", False),
+    lambda session, claim: jobs.fail(session, claim, "runner_died", "-", True),
+    jobs.release,
+]
+STEPS = [
+    *["ask", "finish_one"] * 4,
+    *["work", "freeze_one", "end", "report"] * 2,
+    *["restart", "take_back", "cancel"],
+]
 
 
 class Simulation(RuleBasedStateMachine):
     """Callers, workers, crashes and clocks, on SQLite."""
 
     template: Path
-    claims = Bundle("claims")
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class Simulation(RuleBasedStateMachine):
         self.seen_jobs: dict[str, tuple[str, int]] = {}
         self.seen_requests: dict[str, str] = {}
         self.acknowledged: set[str] = set()
+        self.claims: list[jobs.Claim] = []
 
     def teardown(self) -> None:
         sessions.configure(None)
@@ -87,52 +91,41 @@ class Simulation(RuleBasedStateMachine):
             ]
         self.models = [model.id for model in made]
 
-    @rule(model=st.integers(0, 1), row=st.integers(0, 3), seed=st.integers(0, 1))
-    def ask(self, model: int, row: int, seed: int) -> None:
-        over = {"record_ids": [f"r{row}"], "options": {"seed": seed}}
+    @rule(what=st.sampled_from(STEPS), place=PLACES, other=st.integers(0, 3))
+    def happen(self, what: str, place: int, other: int) -> None:
+        """One rule for all: as rules of their own, most would be switched off in most runs."""
+        getattr(self, what)(place, other)
+
+    def ask(self, place: int, row: int) -> None:
+        over = {"record_ids": [f"r{row}"], "options": {"seed": place % 2}}
+        model_id = self.models[place // 2 % 2]
         with contextlib.suppress(Unacceptable), transaction() as session:  # too little would stay
-            made = factories.a_request(session, self.tenant, self.models[model], **over)
+            made = factories.a_request(session, self.tenant, model_id, **over)
             self.acknowledged.add(made.id)
 
-    @rule(target=claims, place=PLACES, then=st.sampled_from(["finish", "freeze", "wait"]))
-    def work(self, place: int, then: str) -> object:
-        """A worker takes a job; it finishes, stands still past its lease, or goes on working."""
+    def work(self, place: int, _: int) -> jobs.Claim | None:
+        """A worker takes a job that is due."""
         with transaction() as session:
             waiting = jobs.due(session)
             held = jobs.claim(session, waiting[place % len(waiting)], "w") if waiting else None
             if held is None:
-                return multiple()
+                return None
             done = {*models.excluded_rows(session, self.tenant, held.job.model_id or "")}
         left = {row for rows in held.requests.values() for row in rows}
         assert not left & done, "would be applied twice"
-        if then == "freeze":
-            self.leases_run_out()
-            with transaction() as session:
-                again = jobs.claim(session, held.job.id, "w2")
-            self.finish(held)
-            return multiple() if again is None else again
-        if then == "finish":
-            self.finish(held)
+        self.claims.append(held)
         return held
 
-    @rule(claim=claims, progress=st.floats(0, 1))
-    def report(self, claim: jobs.Claim, progress: float) -> None:
-        with transaction() as session:
-            alive = jobs.renew(session, claim, progress=progress).alive
-        assert alive == self._is_mine(claim)
+    def finish_one(self, place: int, other: int) -> None:
+        held = self.work(place, other)
+        if held is not None:
+            self._ends_only_if_mine(held, _finish)
 
-    @rule(claim=claims, how=st.sampled_from(["finish", "fail", "retry", "release"]))
-    def end(self, claim: jobs.Claim, how: str) -> None:
-        """Also by zombies: a claim stays usable, as it would in a worker that was frozen."""
-        if how == "finish":
-            self.finish(claim)
-        else:
-            self._ends_only_if_mine(claim, ENDS[how])
-
-    def finish(self, claim: jobs.Claim) -> None:
-        self._ends_only_if_mine(claim, _finish)
-
-    def leases_run_out(self) -> None:
+    def freeze_one(self, place: int, other: int) -> None:
+        """A worker stands still past its lease, another takes the job, and the first goes on."""
+        held = self.work(place, other)
+        if held is None:
+            return
         with transaction() as session:
             session.execute(
                 update(tables.Job)
@@ -140,16 +133,32 @@ class Simulation(RuleBasedStateMachine):
                 .values(lease_until=clock.now() - 1)
             )
             jobs.sweep(session)
+        with transaction() as session:
+            again = jobs.claim(session, held.job.id, "w2")
+        self._ends_only_if_mine(held, _finish)
+        if again is not None:
+            self.claims.append(again)
 
-    @rule()
-    def restart(self) -> None:
+    def report(self, place: int, progress: int) -> None:
+        if not self.claims:
+            return
+        claim = self.claims[place % len(self.claims)]
+        with transaction() as session:
+            alive = jobs.renew(session, claim, progress=progress / 4).alive
+        assert alive == self._is_mine(claim)
+
+    def end(self, place: int, how: int) -> None:
+        """Also by zombies: a claim stays usable, as it would in a worker that was frozen."""
+        if self.claims:
+            self._ends_only_if_mine(self.claims[place % len(self.claims)], ENDS[how])
+
+    def restart(self, _: int, __: int) -> None:
         """The whole service dies and comes back; waits are over by then."""
         with transaction() as session:
             jobs.free_all(session)
             session.execute(update(tables.Job).values(run_after=0.0))
 
-    @rule(place=PLACES)
-    def take_back(self, place: int) -> None:
+    def take_back(self, place: int, _: int) -> None:
         if not self.acknowledged:
             return
         request_id = sorted(self.acknowledged)[place % len(self.acknowledged)]
@@ -163,8 +172,7 @@ class Simulation(RuleBasedStateMachine):
         else:
             assert after == "cancelled"
 
-    @rule(place=PLACES)
-    def cancel(self, place: int) -> None:
+    def cancel(self, place: int, _: int) -> None:
         with transaction() as session:
             all_jobs = [*session.scalars(select(tables.Job.id).order_by(tables.Job.id))]
             with contextlib.suppress(Conflict):

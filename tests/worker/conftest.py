@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.settings import Settings
+from app.store import session as sessions
 from worker.supervisor import Runner
 
 STAND_IN = "tests.worker.stand_in"
@@ -25,3 +27,19 @@ def spawn(tmp_path: Path) -> Iterator[Callable[[], Runner]]:
     yield start
     for runner in runners:
         runner.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    chosen = Settings(
+        data_dir=tmp_path,
+        torch_threads=0,  # so that the stand-in has no reason to import torch
+        spare_runner=False,
+        heartbeat_seconds=0.2,
+        lease_seconds=30.0,
+        retry_backoff_seconds=(0.0,),
+    )
+    sessions.configure(chosen)
+    sessions.upgrade()
+    yield chosen
+    sessions.configure(None)

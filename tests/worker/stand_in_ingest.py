@@ -31,6 +31,8 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
             os.kill(os.getpid(), 9)
         case ["hang"]:
             time.sleep(600)
+        case ["nap"]:
+            time.sleep(0.8)
         case ["link"]:
             (out / "records.parquet").unlink()
             (out / "records.parquet").symlink_to("/etc/passwd")

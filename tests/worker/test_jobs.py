@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -14,27 +13,11 @@ from app.settings import Settings
 from app.store import datasets, jobs, keys
 from app.store import session as sessions
 from app.store.blobs import blobs
-from app.store.session import reading, transaction, upgrade
+from app.store.session import reading, transaction
 from app.store.tables import Dataset, Job, Record
 from worker import garbage
 from worker.jobs import run_job
 from worker.station import Station
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
-    chosen = Settings(
-        data_dir=tmp_path,
-        torch_threads=0,  # so that the stand-in has no reason to import torch
-        spare_runner=False,
-        heartbeat_seconds=0.2,
-        lease_seconds=30.0,
-        retry_backoff_seconds=(0.0,),
-    )
-    sessions.configure(chosen)
-    upgrade()
-    yield chosen
-    sessions.configure(None)
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def hold(session: Session, claim: Claim) -> Job:
         LeaseLost: if the job is not this attempt's any more.
     """
     job = lock(session, claim.job.tenant_id, claim.job.id)
-    if job is None or job.status != "running":
+    if job is None or job.epoch != claim.epoch or job.status != "running":
         raise LeaseLost(f"{claim.job.id} is not this attempt's any more")
     return job
 

@@ -1,0 +1,172 @@
+"""What a request means, and whether it can be taken in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from core import policies
+
+from . import datasets, models
+from .errors import Conflict, NotFound, Unacceptable
+from .resolution import Resolution, Rows, rows_of_class, rows_of_ids, rows_of_subject
+from .tables import Dataset, Document, Model, Version
+
+MIN_RETAINED = 2
+"""Fewest training records that must stay."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Whom or what to forget, and how, as the caller put it."""
+
+    selector: str
+    record_ids: list[str] | None
+    subject: str | None
+    class_index: int | str | None
+    ignore_missing: bool
+    policy: policies.Policy
+    unlearner: Document | None
+    options: Document
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the wish means in the model's datasets."""
+
+    rows: Rows
+    label: int | None
+    counts: dict[str, int]
+
+
+def usable(session: Session, tenant_id: str, model_id: str) -> tuple[Model, Dataset]:
+    """Return the model, kept as it is until the transaction ends, and its dataset."""
+    model = session.get(
+        Model, (tenant_id, model_id), with_for_update={"read": True}, populate_existing=True
+    )
+    if model is None:
+        raise NotFound
+    if model.status != "active":
+        raise Conflict("model_not_active", "The model was deleted.")
+    version = models.current(session, model)
+    if version.status == "rejected":
+        raise _rejected(version)
+    dataset = datasets.get(session, tenant_id, model.dataset_id)
+    if dataset.status == "rejected":
+        raise datasets.rejected(dataset)
+    if dataset.status != "ready":
+        raise Conflict(
+            "dataset_not_ready",
+            "The dataset of the model is still being read.",
+            headers={"Retry-After": "2"},
+        )
+    return model, dataset
+
+
+def _rejected(version: Version) -> Unacceptable:
+    cause = version.rejection or {}
+    return Unacceptable(
+        "upload_rejected",
+        f"The model was rejected: {cause.get('code')}: {cause.get('detail')}",
+        extra={"cause": cause},
+    )
+
+
+def resolve(session: Session, model: Model, dataset: Dataset, wish: Wish) -> Found:
+    """Resolve the selector to training rows that the lineage has not forgotten yet."""
+    tenant_id, label, num_duplicates = model.tenant_id, None, 0
+    if wish.selector == "class":
+        label = _label(dataset, wish.class_index)
+        resolution = rows_of_class(session, tenant_id, dataset.id, label)
+    elif wish.selector == "subject":
+        assert wish.subject is not None
+        resolution = rows_of_subject(session, tenant_id, dataset.id, wish.subject)
+    else:
+        assert wish.record_ids is not None
+        num_duplicates = len(wish.record_ids) - len(set(wish.record_ids))
+        resolution = _resolve_ids(session, model, wish)
+    excluded = models.excluded_rows(session, tenant_id, model.id)
+    rows = np.setdiff1d(resolution.rows, excluded)
+    counts = {
+        "num_records": len(rows),
+        "num_duplicates": num_duplicates,
+        "num_missing": resolution.num_missing,
+        "num_holdout": resolution.num_holdout,
+        "num_already_applied": len(resolution.rows) - len(rows),
+    }
+    return Found(rows, label, counts)
+
+
+def _resolve_ids(session: Session, model: Model, wish: Wish) -> Resolution:
+    """Resolve ids; those of a separate holdout were never trained on, but are not missing."""
+    ids = wish.record_ids or []
+    found = rows_of_ids(session, model.tenant_id, model.dataset_id, ids)
+    num_holdout, missing = found.num_holdout, found.missing
+    if missing and model.holdout_dataset_id not in (None, model.dataset_id):
+        assert model.holdout_dataset_id is not None
+        held = rows_of_ids(session, model.tenant_id, model.holdout_dataset_id, missing)
+        num_holdout += len(missing) - held.num_missing
+        missing = held.missing
+    if missing and not wish.ignore_missing:
+        raise Unacceptable(
+            "records_not_found",
+            f"{len(missing)} record ids are not in the dataset of the model.",
+            extra={"num_missing": len(missing)},
+        )
+    return Resolution(found.rows, num_holdout, missing)
+
+
+def _label(dataset: Dataset, wanted: int | str | None) -> int:
+    names = dataset.class_names or []
+    num = max(len(names), dataset.num_classes or 0)
+    if isinstance(wanted, str) and Counter(names)[wanted] == 1:
+        return names.index(wanted)
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < num:
+        return wanted
+    raise Unacceptable(
+        "class_unknown",
+        f"The dataset has {num} classes and none of that name or number.",
+        errors=[{"pointer": "/forget/class", "message": "unknown", "code": "class_unknown"}],
+    )
+
+
+def refuse_too_small(session: Session, model: Model, dataset: Dataset, rows: Rows) -> None:
+    """Refuse when, with all that was accepted before, too little would stay to train on."""
+    states = (*models.APPLIED, "queued", "processing")
+    gone = models.rows_of_requests(session, model.tenant_id, model.id, states)
+    num_left = (dataset.num_train or 0) - len(models.union([gone, rows]))
+    if num_left < MIN_RETAINED:
+        raise Unacceptable(
+            "retain_set_too_small",
+            "Together with the requests accepted before, too few training records would stay.",
+            extra={"num_retained": max(num_left, 0), "min_retained": MIN_RETAINED},
+        )
+
+
+def refuse_empty_ladder(model: Model, dataset: Dataset, wish: Wish, num_forget: int) -> None:
+    """Refuse when no unlearner could be tried, or none be judged."""
+    has_holdout = model.holdout_dataset_id is not None and (
+        model.holdout_dataset_id != model.dataset_id or bool(dataset.num_holdout)
+    )
+    situation = policies.Situation(
+        policy=wish.policy,
+        selector="class" if wish.selector == "class" else "records",
+        num_forget=num_forget,
+        has_recipe=model.recipe is not None,
+        has_holdout=has_holdout,
+        unlearner=wish.unlearner,
+    )
+    if policies.ladder(situation):
+        return
+    if wish.policy == "exact" or has_holdout:
+        raise Unacceptable(
+            "recipe_missing", "Exact unlearning retrains, and the model came without a recipe."
+        )
+    raise Unacceptable(
+        "holdout_missing",
+        "Without a holdout nothing can judge approximate unlearning, and without a recipe the "
+        "model cannot be retrained.",
+    )
