@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ..store import requests, tables
+from ..store import models, requests, tables
 from ..store.errors import BadRequest, Conflict, NotFound, Unacceptable
 from ..store.keys import Caller
 from ..store.session import reading
@@ -32,7 +32,7 @@ from .request_shapes import (
 from .schema import accepts
 from .shapes import Page
 from .strict_json import Body, json_body
-from .variants import unlearner
+from .variants import refuse_idle, unlearner
 from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
 
 router = APIRouter(tags=["unlearn requests"])
@@ -142,6 +142,8 @@ def _receive(session: Session, caller: Caller, wanted: UnlearnRequestCreate) -> 
         raise _wrong("/received_at", "Give a time in the past, after 1970.")
     model_id = _model_of(wanted.model)
     forget = wanted.forget
+    chosen = unlearner(wanted.unlearner)
+    refuse_idle(chosen, wanted.policy, models.get(session, caller.tenant_id, model_id))
     row = requests.receive(
         session,
         caller.tenant_id,
@@ -152,7 +154,7 @@ def _receive(session: Session, caller: Caller, wanted: UnlearnRequestCreate) -> 
         class_index=forget.class_ if isinstance(forget, ForgetClass) else None,
         ignore_missing=getattr(forget, "ignore_missing", False),
         policy=wanted.policy,
-        unlearner=unlearner(wanted.unlearner),
+        unlearner=chosen,
         options=wanted.model_dump(
             include={"seed", "batch_size", "bn_policy", "time_limit_seconds"}
         ),

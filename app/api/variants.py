@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError
 
 from core.errors import InvalidInput, UnknownName
-from core.unlearners import unlearners
+from core.unlearners import UnlearnerOptions, unlearners
 
 from ..store.errors import Unacceptable
+from ..store.tables import Model
 from .validation import refusal
 
 Unlearner = Annotated[
@@ -43,3 +44,25 @@ def unlearner(wanted: Literal["auto"] | dict[str, Any]) -> dict[str, Any] | None
         raise refusal(errors, wanted, "/unlearner") from None
     except (InvalidInput, UnknownName) as error:
         raise Unacceptable("algorithm_unknown", str(error)) from None
+
+
+def refuse_idle(chosen: dict[str, Any] | None, policy: str, model: Model) -> None:
+    """Refuse an unlearner that the policy, or what the model came with, would leave out.
+
+    Raises:
+        Unacceptable: ``algorithm_not_applicable``.
+    """
+    if chosen is None:
+        return
+    options = cast("type[UnlearnerOptions]", unlearners[str(chosen["name"])].config)
+    reason = None
+    if policy == "exact" and not options.exact:
+        reason = "the exact policy tries exact unlearners only"
+    elif "recipe" in options.needs and model.recipe is None:
+        reason = "it needs a recipe, and the model came without one"
+    elif not options.exact and model.holdout_dataset_id is None:
+        reason = "it is approximate, and without a holdout nothing could judge it"
+    if reason is not None:
+        detail = f"{chosen['name']} cannot be used here: {reason}."
+        at = {"pointer": "/unlearner", "message": detail, "code": "algorithm_not_applicable"}
+        raise Unacceptable("algorithm_not_applicable", detail, errors=[at])

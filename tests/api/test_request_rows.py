@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from app.api import idempotency as edge
 from app.store import tables
-from app.store.session import reading
+from app.store.session import reading, transaction
 
 from .world import Tenant, assert_problem
 
@@ -220,6 +220,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
         "unknown_field",
         "/unlearner/colour",
     ),
+    "D10-unlearner-not-for-policy": (
+        {"unlearner": {"name": "ssd"}, "policy": "exact"},
+        "algorithm_not_applicable",
+        "/unlearner",
+    ),
     "policy": ({"policy": "hope"}, "validation_failed", "/policy"),
     "batch-size": ({"batch_size": 0}, "validation_failed", "/batch_size"),
     "seed-as-text": ({"seed": "1"}, "validation_failed", "/seed"),
@@ -248,6 +253,13 @@ def test_option_refused(tenant: Tenant, model_id: str, row: str) -> None:
 
 def test_D11_seed_beyond_int64(tenant: Tenant, model_id: str) -> None:
     assert_problem(tenant.forget(model_id, seed=2**63), 422, "invalid_number")
+
+
+def test_D10_approximate_unlearner_without_a_holdout(tenant: Tenant, model_id: str) -> None:
+    with transaction() as session:
+        session.get_one(tables.Model, (tenant.id, model_id)).holdout_dataset_id = None
+    answer = tenant.forget(model_id, unlearner={"name": "fine_tune"})
+    assert_problem(answer, 422, "algorithm_not_applicable")
 
 
 def test_strict_is_unavailable(tenant: Tenant, model_id: str) -> None:
