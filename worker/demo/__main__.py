@@ -29,7 +29,8 @@ def main() -> None:
     """Run the demo and leave its results in ``demo-output/``."""
     console = Console(width=None)
     OUTPUT.mkdir(exist_ok=True)
-    settings = get_settings()
+    # So small a network is slower on several threads.
+    settings = get_settings().model_copy(update={"torch_threads": 1})
     with tempfile.TemporaryDirectory() as folder, embedded(settings) as service:
         console.print(f"[bold]Lethe[/] is up at {service.url} (embedded: SQLite, local folder)")
         scratch = Path(folder)
@@ -47,7 +48,7 @@ def main() -> None:
         _explain(console, findings)
         _deliver(console, service, model, findings)
         key_file = settings.data_dir / "bootstrap.key"
-    _goodbye(console, service.url, model, key_file)
+    _goodbye(console, f"http://{settings.host}:{settings.port}", model, key_file)
 
 
 def _register(console: Console, service: Service, scratch: Path) -> tuple[str, list[str]]:

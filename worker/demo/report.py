@@ -56,10 +56,9 @@ def show_rung(console: Console, rung: Json) -> None:
     for gate in rung["gates"]:
         colour = COLOURS[gate["verdict"]]
         verdict = f"[{colour}]{gate['verdict']}[/]"
-        if gate["role"] == "reported":
-            verdict += " (reported only)"
+        mark = " *" if gate["role"] == "reported" else ""
         gates.add_row(
-            gate["name"],
+            gate["name"] + mark,
             _number(gate["value"]),
             _range(gate["interval"]),
             _range(gate["band"]),
@@ -67,6 +66,8 @@ def show_rung(console: Console, rung: Json) -> None:
         )
     if gates.row_count:
         console.print(gates)
+        if any(gate["role"] == "reported" for gate in rung["gates"]):
+            console.print("  * reported only: an exact rung is not judged by it", style="dim")
     for gate in rung["gates"]:
         if gate["verdict"] != "passed":
             console.print(f"  {gate['name']}: {gate['reason']}", style="dim", highlight=False)
@@ -88,8 +89,12 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _bound(value: float) -> str:
+    return f"{value:.3f}" if 1e-3 <= abs(value) < 100 or value == 0 else f"{value:.0e}"
+
+
 def _range(interval: list[float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
+    return "-" if interval is None else " to ".join(_bound(end) for end in interval)
 
 
 def picture(stories: dict[str, Json], path: Path) -> None:
