@@ -160,7 +160,7 @@ def _fitting(
     """Compute logits; a shape that the network can't take is the data's fault, not ours."""
     try:
         gather(model, records.take([0]), batch_size=1, device=device)
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, AssertionError, IndexError):
         raise InvalidInput(
             "dataset_values_invalid",
             f"the network can't take records of shape {list(records.images.shape[1:])}",

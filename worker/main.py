@@ -15,6 +15,7 @@ from celery.signals import worker_init, worker_ready, worker_shutdown, worker_sh
 
 from app.bell import celery
 from app.dispatch import Dispatcher
+from app.store.session import at_head
 from worker import jobs
 from worker.station import station
 from worker.sweep import Sweeper
@@ -41,17 +42,17 @@ _running: list[_Helpers] = []
 
 
 @worker_init.connect
-def refuse_other_pools(sender: Any, **_: object) -> None:
-    """Refuse a pool that would run several jobs in one process."""
-    if sender.pool_cls not in ("solo", "celery.concurrency.solo:TaskPool"):
-        name = getattr(sender.pool_cls, "__module__", "")
-        if name != "celery.concurrency.solo":
-            raise SystemExit("this worker runs with -P solo; start one process per job slot")
+def refuse_to_start(sender: Any, **_: object) -> None:
+    """Refuse a pool that would run several jobs in one process, and a database of another age."""
+    if sender.pool_cls.__module__ != "celery.concurrency.solo":
+        raise SystemExit("this worker runs with -P solo; start one process per job slot")
+    if not at_head():
+        raise SystemExit("the database is not up to date; run `alembic upgrade head`")
 
 
 @worker_ready.connect
 def open_station(**_: object) -> None:
-    """Start the helpers and the first spare runner."""
+    """Start the threads and the first spare runner."""
     here = station()
     _running.append(_Helpers(here.name))
     here.bench.refill()
@@ -66,7 +67,9 @@ def announce_closing(**_: object) -> None:
 
 @worker_shutdown.connect
 def close_station(**_: object) -> None:
-    """Stop the helpers, end the spare runner, remove the home folder."""
-    while _running:
-        _running.pop().stop()
-    station().close()
+    """Stop the threads, end the spare runner, remove the home folder."""
+    try:
+        while _running:
+            _running.pop().stop()
+    finally:
+        station().close()

@@ -38,6 +38,10 @@ class Nemesis:
         self.hits = 0
         """Kills that met a running job."""
 
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
     def strike(self, kill: Callable[[], None]) -> bool:
         """Wait for the next moment and kill.
 

@@ -18,9 +18,10 @@ from tests.chaos.world import World
 from tests.e2e.client import Client
 from tests.e2e.stack import Distributed, Embedded
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-KILLS = 20
+KILLS_OF_ALL = 10
+KILLS_OF_WORKERS = 20
 SHORT = {
     "lease_seconds": 3,
     "heartbeat_seconds": 1,
@@ -47,7 +48,7 @@ def test_the_embedded_service_killed_whole(tmp_path: Path, rng: random.Random) -
     try:
         world.build(num_models=3)
         world.ask(num_requests=2)
-        while nemesis.hits < KILLS:
+        while nemesis.hits < KILLS_OF_ALL:
             if not nemesis.strike(lambda: stack.kill("serve")):
                 world.ask(num_requests=2)
                 continue
@@ -57,6 +58,7 @@ def test_the_embedded_service_killed_whole(tmp_path: Path, rng: random.Random) -
         stack.start()
         settle(url, stack.data_dir)
     finally:
+        nemesis.close()
         client.http.close()
         stack.stop()
     print(f"{nemesis.kills} kills, {nemesis.hits} in a running job")
@@ -76,7 +78,7 @@ def test_the_celery_worker_killed(
     try:
         world.build(num_models=3)
         world.ask(num_requests=2)
-        while nemesis.hits < KILLS:
+        while nemesis.hits < KILLS_OF_WORKERS:
             if not nemesis.strike(lambda: stack.kill("worker")):
                 world.ask(num_requests=2)
                 continue
@@ -86,6 +88,7 @@ def test_the_celery_worker_killed(
         stack.start_worker()
         settle(postgres_url, stack.data_dir)
     finally:
+        nemesis.close()
         client.http.close()
         stack.stop()
     print(f"{nemesis.kills} kills, {nemesis.hits} in a running job")

@@ -74,16 +74,17 @@ class World:
 
     def ask(self, num_requests: int) -> None:
         """Ask every model to forget some records, as many times as given."""
-        for number in range(num_requests):
+        for _ in range(num_requests):
             for model in self.models:
+                number = len(self.acknowledged)
                 ids = [self._left[model].pop() for _ in range(self.rng.randint(1, 4))]
                 body = self.client.forget(
-                    f"{model}-{number}",
+                    f"request-{number}",
                     model,
                     {"type": "record_ids", "record_ids": ids},
                     policy="exact",
-                    # Every second request differs, so that some share a job and some do not.
-                    seed=number // 2,
+                    # Equal requests share a job while it is queued, different ones do not.
+                    seed=number // 6,
                 )
                 self.acknowledged[body["id"]] = (model, ids)
 

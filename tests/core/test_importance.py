@@ -120,7 +120,7 @@ def test_squares_equal_one_gradient_per_record(name, form):
         torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "alexnet"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
 def test_closed_forms_cover_torchvision_networks(name):
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, num_classes=3).eval()
@@ -282,7 +282,7 @@ def test_no_records_no_importance():
 
 def test_bf16_is_taken_only_where_it_selects_the_same_weights():
     torch.manual_seed(0)
-    model, records = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 3)), some(200, 5)
+    model, records = nn.Sequential(nn.Linear(5, 512), nn.ReLU(), nn.Linear(512, 3)), some(200, 5)
     found = importance.estimate(
         model, records, "fisher_persample", batch_size=64, device=CPU, precision="auto"
     )

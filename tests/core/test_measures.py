@@ -112,7 +112,7 @@ def test_auc_interval_covers_the_truth_as_often_as_it_says(n, m, shift, spread):
 def test_separation_of_few_is_no_certainty():
     few = intervals.auc_interval(torch.ones(3), torch.zeros(1000))
     many = intervals.auc_interval(torch.ones(300), torch.zeros(1000))
-    assert few.low < 0.7
+    assert few.low < 0.75
     assert 0.98 < many.low < 1
     assert few.high == many.high == 1
 

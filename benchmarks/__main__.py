@@ -1,0 +1,20 @@
+"""Run the benchmarks one after the other: ``python -m benchmarks [--data FOLDER]``.
+
+``real_cifar`` takes most of an hour and is run apart.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPTS = ("importance", "audits", "first_backward", "service", "uploads")
+
+failed = []
+for script in SCRIPTS:
+    print(f"== {script}", flush=True)
+    command = [sys.executable, "-m", f"benchmarks.{script}", *sys.argv[1:]]
+    if subprocess.run(command, check=False).returncode:
+        failed.append(script)
+if failed:
+    sys.exit(f"failed: {', '.join(failed)}")

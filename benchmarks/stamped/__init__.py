@@ -1,0 +1,1 @@
+"""The embedded service whose runners note when their first backward pass begins."""

@@ -1,0 +1,97 @@
+"""What every registered unlearner keeps."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from core import weights
+from core.errors import CoreError, OutOfTime
+from core.scores import change
+from core.unlearners import unlearners
+from tests.core import cases
+from tests.worlds import trained
+
+NAMES = unlearners.names()
+
+OPTIONS = {"ssd": {"selection": "adaptive"}, "fine_tune": {"epochs": 2}}
+"""The guarded search may rightly refuse a tiny world; its own tests see to it."""
+
+
+def config(name):
+    return unlearners[name].config(**OPTIONS.get(name, {}))
+
+
+def unlearned(name, **changes):
+    world = cases.small_world()
+    problem = cases.problem(world, cases.first(world, 40), **changes)
+    return problem, unlearners[name].run(problem, config(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_changes_parameters_and_keeps_their_shape(name):
+    parent = trained(cases.small_world())
+    _, model = unlearned(name)
+    found = change(parent, model)
+    assert found.relative > 1e-6
+    assert found.non_finite == 0
+    before, after = parent.state_dict(), model.state_dict()
+    assert {n: (t.shape, t.dtype) for n, t in after.items()} == {
+        n: (t.shape, t.dtype) for n, t in before.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_progress_rises_and_ends_at_one(name):
+    seen = []
+    unlearned(name, progress=lambda fraction, metrics: seen.append(fraction))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_stops_when_its_time_is_spent(name):
+    with pytest.raises(OutOfTime):
+        unlearned(name, deadline=0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_forget_set_is_refused(name):
+    world = cases.small_world()
+    problem = cases.problem(world, cases.first(world, 0))
+    with pytest.raises(CoreError):
+        unlearners[name].run(problem, config(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_needs_is_missed(name):
+    world = cases.small_world()
+    roles = {"retain": "retain", "recipe": "recipe", "holdout": "tuning"}
+    entry = unlearners[name]
+    for need in entry.config.needs:
+        problem = cases.problem(world, cases.first(world, 40))
+        with pytest.raises(CoreError):
+            entry.run(dataclasses.replace(problem, **{roles[need]: None}), entry.config())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_global_generator_does_not_matter(name):
+    torch.manual_seed(1)
+    _, first = unlearned(name)
+    torch.manual_seed(2)
+    _, second = unlearned(name)
+    assert weights.equal(first, second)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_survives_json_and_says_everything(name):
+    entry = unlearners[name]
+    made = config(name)
+    assert entry.config.model_validate_json(made.model_dump_json()) == made
+    schema = entry.config.model_json_schema()
+    fields = {field: info for field, info in schema["properties"].items() if field != "name"}
+    assert all(info.get("description") for info in fields.values())
+    assert entry.summary
+    assert entry.config.source
+    for word in ("Source:", "Differs:", "Cost:", "Promise:"):
+        assert word in __import__(entry.run.__module__, fromlist=["_"]).__doc__
