@@ -4,6 +4,7 @@ Each case ends in a new version or an honest refusal. ``class_truck`` and ``reco
 the checkpoint as it is; ``records_3`` is the second request on the model of ``class_truck``, where
 that runs too. One JSON per case under ``benchmarks/results/real_cifar/``; a case whose file is
 there is skipped, so an interrupted run goes on where it stopped. The table is rebuilt from them.
+``class_truck_ssd_only`` asks for one approximate unlearner, so nothing is retrained after it.
 
     python -m benchmarks.real_cifar [--data FOLDER] [--only CASE ...] [--table]
 """
@@ -61,7 +62,7 @@ RECIPE = {
     "precision": "bf16",
     "seed": 1,
 }
-CASES = ("class_truck", "records_3", "records_500")
+CASES = ("class_truck", "records_3", "records_500", "class_truck_ssd_only")
 
 
 def main() -> None:
@@ -89,6 +90,7 @@ def run(data: Path, cases: list[str]) -> None:
         "class_truck": {"type": "class", "class": "truck"},
         "records_500": _records(ids, drawn[:500]),
         "records_3": _records(ids, drawn[500:503]),
+        "class_truck_ssd_only": {"type": "class", "class": "truck"},
     }
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder) / "service")
@@ -99,7 +101,8 @@ def run(data: Path, cases: list[str]) -> None:
                 before = "class_truck" if case == "records_3" else None
                 model = models.get(before or "") or _model(service, weights, datasets)
                 models[case] = model
-                result = _case(service, model, selectors[case])
+                unlearner = {"name": "ssd"} if case == "class_truck_ssd_only" else "auto"
+                result = _case(service, model, selectors[case], unlearner)
                 (FOLDER / f"{case}.json").write_text(json.dumps(result, indent=1))
 
 
@@ -136,12 +139,11 @@ def _model(service: Service, weights: Path, datasets: tuple[str, str]) -> str:
     return model
 
 
-def _case(service: Service, model: str, selector: Json) -> Json:
+def _case(service: Service, model: str, selector: Json, unlearner: Json | str) -> Json:
     """Send the request, follow the job, and keep everything that was measured."""
     start = time.monotonic()
-    request = service.forget(
-        secrets.token_hex(8), {"model": model, "forget": selector, "policy": "standard"}
-    )
+    body = {"model": model, "forget": selector, "policy": "standard", "unlearner": unlearner}
+    request = service.forget(secrets.token_hex(8), body)
     phase = ""
     job: Json = {}
     for job in service.follow(request["job_id"], interval=2.0):

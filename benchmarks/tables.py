@@ -51,7 +51,8 @@ def write(
     lines = [f"# {title}", "", f"`{command}`", ""]
     for note in notes:
         lines += [note, ""]
-    lines += [f"Hardware: {describe()}; load average at the end {load:.1f}.", ""]
+    niceness = f", niceness {os.nice(0)}" if os.nice(0) else ""
+    lines += [f"Hardware: {describe()}; load average at the end {load:.1f}{niceness}.", ""]
     lines += ["| what | asked | measured | verdict |", "|---|---|---|---|"]
     lines += [f"| {r.what} | {r.asked or '-'} | {r.measured} | {r.verdict} |" for r in rows]
     RESULTS.mkdir(exist_ok=True)

@@ -46,6 +46,10 @@ class Problem:
     tried: list[dict[str, Any]] = field(default_factory=list)
     """An unlearner appends every hyper-parameter it tried, with what it measured."""
 
+    def __post_init__(self) -> None:
+        if len(self.forget) == 0:
+            raise MissingEvidence("the forget set is empty")
+
     def check_time(self) -> None:
         """Raise OutOfTime once the wall-clock limit of the job is spent."""
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -195,6 +195,9 @@ def _join(first: Records, second: Records) -> Records:
 
 def _search(problem: Problem, config: SSDConfig, dampening: Dampening) -> None:
     """Bisect the fraction of weights, geometrically, each trial from the parent."""
+    # Recalibration costs or wins utility of its own; only what dampening adds may end the search.
+    # What both cost together is for the gates.
+    settle(problem, problem.model, _TRIAL_RECALIBRATION)
     guard = Guard(problem, config.max_utility_drop)
     low, high = 1 / dampening.size, MOST_SELECTED
     best: int | None = None

@@ -137,6 +137,19 @@ def test_repro_same_seed_same_digest(run):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_repro_even_for_an_unlearner_that_draws_from_the_global_generator(run, register):
+    drawn = []
+
+    def draw(problem, config):
+        drawn.append(torch.rand(3).tolist())
+        raise Diverged("seen enough")
+
+    rung = register(draw)
+    for seed in (7, 7, 8):
+        run(ladder=[rung], seed=seed)
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_rungs_work_on_copies_of_the_parent(run, register, files):
     seen = []
 

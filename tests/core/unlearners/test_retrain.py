@@ -8,7 +8,7 @@ from core.errors import NothingChanged
 from core.training import fit
 from core.unlearners.retrain import RetrainConfig, fresh_seed, retrain
 from tests.core import cases
-from tests.worlds import CPU, accuracy
+from tests.worlds import CPU, accuracy, gaussian_world
 
 
 def problem(**changes):
@@ -24,7 +24,8 @@ def test_it_is_the_recipe_on_the_retain_set_from_a_fresh_start():
 
 
 def test_forget_records_are_unseen_again():
-    given = problem()
+    world = gaussian_world()
+    given = cases.problem(world, cases.first(world, 80))
     before = accuracy(given.model, given.forget)
     after = accuracy(retrain(given, RetrainConfig()), given.forget)
     never_seen = accuracy(given.model, given.tuning)

@@ -1,0 +1,42 @@
+"""Two rules that every audit keeps: it runs no model, and it leaves the shared scores alone."""
+
+import pytest
+import torch
+
+from core.audits import audits
+from tests.core import cases
+
+NAMES = audits.names()
+
+
+def evidence():
+    world = cases.small_world()
+    forget = cases.first(world, 60)
+    return cases.evidence(world, cases.oracle(world, forget), forget)
+
+
+def run(name, given):
+    return audits[name].run(given, audits[name].config())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_model_is_run(name):
+    def refuse(*_):
+        raise AssertionError("an audit ran a model instead of reading the shared scores")
+
+    given = evidence()
+    expected = run(name, given)
+    for model in (given.before, given.after):
+        for module in model.modules():
+            module.register_forward_pre_hook(refuse)
+    assert run(name, given) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shared_scores_are_untouched(name):
+    given = evidence()
+    before = {m: {r: t.clone() for r, t in of.items()} for m, of in given.scores.items()}
+    run(name, given)
+    for model, of in before.items():
+        for role, logits in of.items():
+            assert torch.equal(given.scores[model][role], logits)
