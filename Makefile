@@ -41,7 +41,7 @@ check: $(VENV)/.dev  ## lint, format, types, arrows, and what must not be in the
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@! grep -nE 'https?://|--(index|extra-index|find-links)' requirements/*.lock
-	@git rev-parse -q --verify --git-dir >/dev/null && ! git grep -InE --untracked '$(HOSTS)'
+	@git rev-parse --git-dir >/dev/null && ! git grep -InE --untracked '$(HOSTS)'
 
 fix: $(VENV)/.dev  ## format, and mend what the linter can mend
 	$(BIN)/ruff check --fix .

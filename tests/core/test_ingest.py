@@ -320,7 +320,16 @@ def test_hugging_face_structs_are_taken(tmp_path: Path) -> None:
         {"features": pa.array([[1], [2]], pa.list_(pa.float64(), 1)), "id": ["7", "8"]},
         {"subject": pa.array([1, None]), "id": ["7", "8"]},
     ],
-    ids=str,
+    ids=[
+        "integer ids",
+        "large text ids",
+        "dictionary ids",
+        "dictionary splits",
+        "small labels",
+        "large lists",
+        "fixed lists",
+        "integer subjects",
+    ],
 )
 def test_other_spellings_of_the_same_data_are_taken(tmp_path: Path, change: dict[str, Any]) -> None:
     assert run(tmp_path, table(2, **change))["num_train"] == 2
