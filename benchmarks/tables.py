@@ -59,9 +59,18 @@ def write(
     page = RESULTS / f"{name}.md"
     page.write_text("\n".join(lines) + "\n")
     (RESULTS / f"{name}.json").write_text(
-        json.dumps({"hardware": describe(), "load": load, "raw": raw}, indent=1) + "\n"
+        json.dumps({"hardware": describe(), "load": load, "raw": _short(raw)}) + "\n"
     )
     print(page.read_text(), flush=True)
+
+
+def _short(raw: Any) -> Any:
+    """Keep four digits of every number."""
+    if isinstance(raw, dict):
+        return {key: _short(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_short(value) for value in raw]
+    return float(f"{raw:.4g}") if isinstance(raw, float) else raw
 
 
 def quantile(values: Sequence[float], share: float) -> float:

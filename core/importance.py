@@ -35,6 +35,7 @@ from .determinism import generator
 from .device import Precision, autocast, full_precision
 from .errors import Diverged, InvalidInput, MissingEvidence
 from .report import Progress, no_progress
+from .smallmaps import dense_small_maps
 
 Estimator = Literal["fisher_persample", "fisher_batch", "fisher_model", "mas"]
 
@@ -96,6 +97,8 @@ def estimate(
     modes = {module: module.training for module in model.modules()}
     try:
         model.to(device).eval()
+        if records.images.ndim == 4:
+            model.to(memory_format=torch.channels_last)
         if precision == "auto":
             precision = _choose_precision(model, records, estimator, device)
         run = _Run(model, estimator, device, precision)
@@ -204,7 +207,8 @@ class _Run:
         try:
             for p in wanted:
                 p.requires_grad_(True)
-            logits = self._forward(self.model, x)
+            with dense_small_maps(self.model):
+                logits = self._forward(self.model, x)
             if self.estimator == "mas":
                 loss = logits.square().sum(1).mean()
             else:
@@ -215,15 +219,16 @@ class _Run:
                 p.requires_grad_(need)
         for p, gradient in zip(wanted, gradients, strict=True):
             if gradient is not None:
-                self._credit(p, gradient.abs() if self.estimator == "mas" else gradient.square())
+                positive = gradient.abs() if self.estimator == "mas" else gradient.square()
+                self._credit(p, positive, persample.ALL)
 
     def _forward(self, model: nn.Module, x: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
             logits: Tensor = model(x)
         return logits.float() if self.precision == "bf16" else logits
 
-    def _credit(self, parameter: Tensor, values: Tensor) -> None:
-        self.accounts[id(parameter)].add_(values)
+    def _credit(self, parameter: Tensor, values: Tensor, where: persample.Where) -> None:
+        self.accounts[id(parameter)][where].add_(values)
 
 
 def _label_loss(logits_NC: Tensor, labels_N: Tensor) -> list[Tensor]:

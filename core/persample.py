@@ -27,17 +27,24 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from .smallmaps import connections, dense_small_maps, padding_of
+
 Losses = Callable[[Tensor, Tensor], list[Tensor]]
 """Logits and labels of a batch to one or more losses per record, each [N]."""
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 """Runs a model on a batch of inputs."""
 
-Add = Callable[[Tensor, Tensor], None]
-"""Adds a batch's sum of squared gradients of a parameter to an account."""
+Where = tuple[slice | int, ...]
+"""The part of a parameter that values are for; the rest has none."""
 
-Squares = list[tuple[Tensor, Tensor]]
+Add = Callable[[Tensor, Tensor, Where], None]
+"""Adds a batch's sum of squared gradients of (a part of) a parameter to an account."""
+
+Squares = list[tuple[Tensor, Tensor, Where]]
 """Parameters with their sums of squared gradients."""
+
+ALL: Where = ()
 
 FEW_POSITIONS = 6
 """Up to here one large product over position pairs beats small products per record."""
@@ -82,7 +89,11 @@ def add_closed_form(
         Unsupported: if a layer is used twice or not at all, or its input is overwritten.
     """
     account: Squares = []
-    with _without_parameter_gradients(model), _watching(model, account) as calls:
+    with (
+        _without_parameter_gradients(model),
+        dense_small_maps(model),
+        _watching(model, account) as calls,
+    ):
         per_loss = losses(forward(model, x), y)
         expected = {
             id(m) for m in model.modules() if next(m.parameters(recurse=False), None) is not None
@@ -91,8 +102,8 @@ def add_closed_form(
             raise Unsupported("a layer is used more than once, or not at all")
         for index, loss in enumerate(per_loss):
             loss.sum().backward(retain_graph=index + 1 < len(per_loss))
-    for parameter, squares in account:
-        add(parameter, squares)
+    for parameter, squares, where in account:
+        add(parameter, squares, where)
 
 
 def add_general(model: nn.Module, x: Tensor, y: Tensor, *, losses: Losses, add: Add) -> None:
@@ -114,7 +125,7 @@ def add_general(model: nn.Module, x: Tensor, y: Tensor, *, losses: Losses, add: 
     for index in range(num_losses):
         for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
             for name, gradients in per_record(values, xs, ys, index).items():
-                add(named[name], gradients.square().sum(0))
+                add(named[name], gradients.square().sum(0), ALL)
 
 
 @contextmanager
@@ -160,49 +171,47 @@ def _watching(model: nn.Module, account: Squares) -> Iterator[dict[int, int]]:
 def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> Squares:
     x, delta = _full(x), _full(delta)
     if x.dim() == 2:
-        return [(layer.weight, delta.square().T @ x.square()), *_bias(layer.bias, delta)]
+        weight = delta.square().T @ x.square()
+        return [(layer.weight, weight, ALL), *_bias(layer.bias, lambda: delta)]
     x_NLC, delta_NLO = x.flatten(1, -2), delta.flatten(1, -2)
     weight = _squared_products(delta_NLO, x_NLC)
-    return [(layer.weight, weight), *_bias(layer.bias, delta_NLO.sum(1))]
+    return [(layer.weight, weight, ALL), *_bias(layer.bias, lambda: delta_NLO.sum(1))]
 
 
 def _conv(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Squares:
-    if layer.groups > 1:
-        weight = _grouped(layer, x, delta)
-    elif delta.shape[2] * delta.shape[3] <= FEW_POSITIONS:
-        weight = _by_position_pairs(layer, _full(x), _full(delta))
-    else:
-        weight = _by_record(layer, x, delta)
-    return [(layer.weight, weight), *_bias(layer.bias, _full(delta).sum((2, 3)))]
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, int]:
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+    padding = padding_of(layer)
+    if padding is None:
         raise Unsupported("only explicit zero padding has a closed form")
-    return layer.padding[0], layer.padding[1]
+    if layer.groups > 1:
+        squares: Squares = [(layer.weight, _grouped(layer, padding, x, delta), ALL)]
+    elif delta.shape[2] * delta.shape[3] <= FEW_POSITIONS:
+        squares = _by_position_pairs(layer, padding, _full(x), _full(delta))
+    else:
+        squares = [(layer.weight, _by_record(layer, padding, x, delta), ALL)]
+    return squares + _bias(layer.bias, lambda: _full(delta).sum((2, 3)))
 
 
-def _by_position_pairs(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Tensor:
+def _by_position_pairs(
+    layer: nn.Conv2d, padding: tuple[int, int], x: Tensor, delta: Tensor
+) -> Squares:
     """Expand the square of the sum over positions into one product per pair of positions.
 
     Taps that see only padding cost nothing: on a 1x1 map that is all but one of nine.
     """
-    rows, columns = layer.kernel_size
-    x_PNC = x.permute(2, 3, 0, 1).flatten(0, 1).contiguous()
-    delta_LNO = delta.permute(2, 3, 0, 1).flatten(0, 1).contiguous()
-    seen = _pair_products(x_PNC)
-    due = _pair_products(delta_LNO)
-    out, into = delta.shape[1], x.shape[1]
-    result = delta.new_zeros(rows * columns, out, into)
-    for row in range(rows):
-        for column in range(columns):
-            inside = _aligned(layer, (row, column), x.shape[2:], delta.shape[2:])
-            tap = result[row * columns + column]
-            for index, (o, i) in enumerate(inside):
-                tap.addmm_(due(o, o).T, seen(i, i))
-                for other_o, other_i in inside[:index]:
-                    tap.addmm_(due(o, other_o).T, seen(i, other_i), alpha=2)
-    return result.permute(1, 2, 0).reshape(layer.weight.shape)
+    seen = _pair_products(x.permute(2, 3, 0, 1).flatten(0, 1).contiguous())
+    due = _pair_products(delta.permute(2, 3, 0, 1).flatten(0, 1).contiguous())
+    size, out_size = (x.shape[2], x.shape[3]), (delta.shape[2], delta.shape[3])
+    squares: Squares = []
+    for (row, column), pairs in connections(layer, padding, size, out_size).items():
+        if not pairs:
+            continue
+        tap = delta.new_zeros(delta.shape[1], x.shape[1])
+        for index, (o, i) in enumerate(pairs):
+            tap.addmm_(due(o, o).T, seen(i, i))
+            for other_o, other_i in pairs[:index]:
+                tap.addmm_(due(o, other_o).T, seen(i, other_i), alpha=2)
+        squares.append((layer.weight, tap, (slice(None), slice(None), row, column)))
+    return squares
 
 
 def _pair_products(values_LNC: Tensor) -> Callable[[int, int], Tensor]:
@@ -218,21 +227,9 @@ def _pair_products(values_LNC: Tensor) -> Callable[[int, int], Tensor]:
     return product
 
 
-def _aligned(
-    layer: nn.Conv2d, tap: tuple[int, int], size: torch.Size, out_size: torch.Size
-) -> list[tuple[int, int]]:
-    """Pairs of output and input position (row-major) that this tap connects."""
-    axes: list[list[tuple[int, int]]] = []
-    for axis in (0, 1):
-        offset = tap[axis] * layer.dilation[axis] - _padding(layer)[axis]
-        pairs = [(o, o * layer.stride[axis] + offset) for o in range(out_size[axis])]
-        axes.append([(o, i) for o, i in pairs if 0 <= i < size[axis]])
-    return [(oy * out_size[1] + ox, iy * size[1] + ix) for oy, iy in axes[0] for ox, ix in axes[1]]
-
-
-def _by_record(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Tensor:
+def _by_record(layer: nn.Conv2d, padding: tuple[int, int], x: Tensor, delta: Tensor) -> Tensor:
     (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    (ph, pw), (oh, ow) = _padding(layer), delta.shape[2:]
+    (ph, pw), (oh, ow) = padding, delta.shape[2:]
     padded = F.pad(x.to(delta.dtype), (pw, pw, ph, ph)).permute(0, 2, 3, 1).contiguous()
     n, _, _, c = padded.shape
     along_n, along_h, along_w, _ = padded.stride()
@@ -245,7 +242,7 @@ def _by_record(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Tensor:
     return squares.view(-1, kh, kw, c).permute(0, 3, 1, 2)
 
 
-def _grouped(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Tensor:
+def _grouped(layer: nn.Conv2d, padding: tuple[int, int], x: Tensor, delta: Tensor) -> Tensor:
     shape = layer.weight.shape
     groups, length = layer.groups, delta.shape[2] * delta.shape[3]
     x, delta = _full(x), _full(delta)
@@ -256,7 +253,7 @@ def _grouped(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> Tensor:
             xs,
             layer.kernel_size,
             layer.dilation,
-            _padding(layer),
+            padding,
             layer.stride,
         ).reshape(-1, shape[1:].numel(), length)
         due = deltas.reshape(-1, shape[0] // groups, length)
@@ -297,11 +294,12 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, delta: Tensor
     x, delta = _full(x), _full(delta)
     if layer.running_mean is None or layer.running_var is None:
         raise Unsupported("a batch-norm layer without running statistics mixes records")
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    normed = (x - layer.running_mean.view(shape)) * delta
+    if x.dim() > 2:  # channels last: for maps in that layout these are views
+        x, delta = x.movedim(1, -1).flatten(1, -2), delta.movedim(1, -1).flatten(1, -2)
+    else:
+        x, delta = x.unsqueeze(1), delta.unsqueeze(1)
     scale = (layer.running_var + layer.eps).rsqrt()
-    per_record = normed.flatten(2).sum(2) if x.dim() > 2 else normed
-    return _affine(layer, per_record * scale, delta.flatten(2).sum(2) if x.dim() > 2 else delta)
+    return _affine(layer, ((x - layer.running_mean) * delta).sum(1) * scale, delta.sum(1))
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> Squares:
@@ -321,12 +319,12 @@ def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> Squares:
 
 def _affine(layer: nn.Module, weight_gradients: Tensor, bias_gradients: Tensor) -> Squares:
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-    squares: Squares = [] if weight is None else [(weight, weight_gradients.square().sum(0))]
-    return squares + _bias(bias, bias_gradients)
+    squares: Squares = [] if weight is None else [(weight, weight_gradients.square().sum(0), ALL)]
+    return squares + _bias(bias, lambda: bias_gradients)
 
 
-def _bias(bias: Tensor | None, gradients: Tensor) -> Squares:
-    return [] if bias is None else [(bias, gradients.square().sum(0))]
+def _bias(bias: Tensor | None, gradients: Callable[[], Tensor]) -> Squares:
+    return [] if bias is None else [(bias, gradients().square().sum(0), ALL)]
 
 
 _FORMS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Squares]] = {

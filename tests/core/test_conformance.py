@@ -35,7 +35,7 @@ def test_fisher_1_per_record_form_of_softmax_regression():
         x,
         y,
         losses=lambda logits, labels: [F.cross_entropy(logits, labels, reduction="none")],
-        add=lambda _, values: account.append(values),
+        add=lambda _, values, where: account.append(values),
     )
     torch.testing.assert_close(account[0], expected, rtol=1e-12, atol=1e-12)
 

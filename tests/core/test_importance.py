@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from core import importance, persample, weights
 from core.data import Records
 from core.errors import InvalidInput, MissingEvidence
+from core.smallmaps import dense_small_maps
 from tests.worlds import CPU
 
 
@@ -34,9 +35,9 @@ def forward(model, x):
 def squares(form, model, x, y):
     account = {}
 
-    def add(parameter, values):
+    def add(parameter, values, where=()):
         key = next(name for name, p in model.named_parameters() if p is parameter)
-        account[key] = account.get(key, 0) + values
+        account.setdefault(key, torch.zeros_like(parameter))[where] += values
 
     if form == "closed":
         persample.add_closed_form(forward, model, x, y, losses=label_loss, add=add)
@@ -129,6 +130,39 @@ def test_closed_forms_cover_torchvision_networks(name):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4 * float(value.max()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "side"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), 1),
+        (nn.Conv2d(3, 4, 3, padding=1, bias=False), 2),
+        (nn.Conv2d(3, 4, 3, stride=2, padding=1), 2),
+        (nn.Conv2d(3, 4, 5, padding=2, dilation=2), 3),
+        (nn.Conv2d(3, 4, (3, 5), padding=(1, 2)), 2),
+        (nn.Conv2d(3, 4, 3, padding=1), 8),
+        (nn.Conv2d(3, 4, 3, padding="same"), 2),
+    ],
+)
+def test_dense_small_maps_give_the_same_values_and_gradients(layer, side):
+    layer = layer.double()
+    x = torch.randn(5, 3, side, side, dtype=torch.float64)
+    x = nn.functional.pad(x, (1, 1, 1, 1)) if layer.dilation == (2, 2) else x
+    expected = layer(x)
+    gradients = torch.autograd.grad(expected.square().sum(), tuple(layer.parameters()))
+    with dense_small_maps(layer):
+        found = layer(x)
+        again = torch.autograd.grad(found.square().sum(), tuple(layer.parameters()))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(again, gradients)
+    assert "forward" not in vars(layer)
+
+
+def test_a_small_map_is_not_convolved():
+    layer = nn.Conv2d(3, 4, 3, padding=1)
+    layer._conv_forward = None
+    with dense_small_maps(layer):
+        assert layer(torch.zeros(2, 3, 2, 2)).shape == (2, 4, 2, 2)
 
 
 class ClassToken(nn.Module):
