@@ -33,22 +33,23 @@ SPLIT_KEY = "study"
 
 Regime = Literal["shipped", "memorised", "regularised"]
 
-MEMORISING = {
+SGD: dict[str, Any] = {
+    "name": "sgd",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+}
+MEMORISING: dict[str, Any] = {
     "epochs": 15,
     "batch_size": 256,
-    "optimizer": {
-        "name": "sgd",
-        "lr": 0.1,
-        "momentum": 0.9,
-        "nesterov": True,
-        "weight_decay": 5e-4,
-    },
+    "optimizer": SGD,
     "schedule": {"name": "one_cycle", "warmup": 0.2},
     "precision": "bf16",
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "shipped": MEMORISING,
-    "memorised": MEMORISING | {"batch_size": 128, "epochs": 20},
+    "memorised": MEMORISING | {"batch_size": 128, "epochs": 12, "optimizer": SGD | {"lr": 0.05}},
     "regularised": MEMORISING
     | {"augment": ["crop", "flip"], "label_smoothing": 0.1, "batch_size": 128, "epochs": 10},
 }

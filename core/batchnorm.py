@@ -100,7 +100,7 @@ def _average(
     device: torch.device,
 ) -> None:
     seen = 0
-    for x, _ in records.batches(batch_size, device, merge_single=True):
+    for x, _ in records.batches(batch_size, device, even=True):
         seen += len(x)
         for layer in layers:
             layer.momentum = len(x) / seen

@@ -8,6 +8,7 @@ of a record in that file.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ class Records:
         *,
         generator: torch.Generator | None = None,
         augment: Sequence[Augmentation] | None = None,
-        merge_single: bool = False,
+        even: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised float32 inputs with int64 labels.
 
@@ -135,14 +136,15 @@ class Records:
             device: where the batches go.
             generator: a CPU generator; shuffles, and draws the augmentation.
             augment: random crops after padding by an eighth, random horizontal flips.
-            merge_single: join a last batch of one record to the one before it.
+            even: all batches of like size (``num_batches``), so that batch norm never meets a last
+                one with a few records.
 
         Raises:
             ValueError: if ``augment`` is asked for without a generator or on features.
         """
         if augment and (generator is None or self.images.ndim != 4):
             raise ValueError("augmentation needs images and a generator")
-        for index in _plan(len(self), batch_size, generator, merge_single):
+        for index in _plan(len(self), batch_size, generator, even):
             index = index.to(self.images.device)
             x = self.images.index_select(0, index)
             if augment and generator is not None:
@@ -164,6 +166,16 @@ class Records:
         std = torch.tensor(options.std, dtype=torch.float64)
         factor = (scale / std).to(x).reshape(shape)
         return torch.addcmul((-mean / std).to(x).reshape(shape), x, factor)
+
+
+def num_batches(count: int, batch_size: int) -> int:
+    """Return how many even batches hold this many records.
+
+    None has one record, unless it is asked for or there is but one: batch norm can't normalise it.
+    So batches of two may become batches of three.
+    """
+    fewest = math.ceil(count / batch_size)
+    return fewest if batch_size == 1 or count < 2 else min(fewest, count // 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,14 +291,12 @@ def _decode(cells: pa.Array, options: Preprocessing) -> Any:
 
 
 def _plan(
-    count: int, batch_size: int, generator: torch.Generator | None, merge_single: bool
-) -> list[Tensor]:
+    count: int, batch_size: int, generator: torch.Generator | None, even: bool
+) -> Sequence[Tensor]:
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    parts = list(order.split(batch_size)) if count else []
-    if merge_single and batch_size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
-        single = parts.pop()
-        parts[-1] = torch.cat([parts[-1], single])
-    return parts
+    if count == 0:
+        return []
+    return order.tensor_split(num_batches(count, batch_size)) if even else order.split(batch_size)
 
 
 def _augment(x: Tensor, augment: Sequence[Augmentation], generator: torch.Generator) -> Tensor:

@@ -8,8 +8,9 @@ same up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -51,28 +52,31 @@ def connections(
 
 @contextmanager
 def dense_small_maps(model: nn.Module) -> Iterator[None]:
-    """Run every convolution on a small map as a dense product, on the CPU."""
-    chosen = [m for m in model.modules() if type(m) is nn.Conv2d and m.groups == 1]
+    """Run every convolution on a small map as a dense product, on the CPU.
+
+    A copy made meanwhile keeps doing so, with weights of its own.
+    """
+    chosen = [
+        m
+        for m in model.modules()
+        if type(m) is nn.Conv2d and m.groups == 1 and "forward" not in vars(m)
+    ]
     try:
         for layer in chosen:
-            layer.forward = _dense_forward(layer)  # type: ignore[assignment]
+            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
         yield
     finally:
         for layer in chosen:
             del layer.forward
 
 
-def _dense_forward(layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    plain, padding = layer.forward, padding_of(layer)
-    kernel = layer.kernel_size[0] * layer.kernel_size[1]
-
-    def forward(x: Tensor) -> Tensor:
-        positions = x.shape[2] * x.shape[3]
-        if padding is None or x.device.type != "cpu" or positions * SAVING > kernel:
-            return plain(x)
-        return _dense(layer, padding, x)
-
-    return forward
+def _forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    padding = padding_of(layer)
+    positions = x.shape[2] * x.shape[3]
+    saving = layer.kernel_size[0] * layer.kernel_size[1] / positions
+    if padding is None or x.device.type != "cpu" or saving < SAVING:
+        return nn.Conv2d.forward(layer, x)
+    return _dense(layer, padding, x)
 
 
 def _dense(layer: nn.Conv2d, padding: tuple[int, int], x: Tensor) -> Tensor:

@@ -12,15 +12,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import weights
-from .data import Records
+from .data import Records, num_batches
 from .determinism import generator, seed_everything
 from .device import autocast
 from .errors import Diverged, InvalidInput
 from .masks import Masks, apply_masks
 from .recipe import SGD, Recipe, rate_factor
 from .report import Progress, no_progress
+from .smallmaps import dense_small_maps
 
-__all__ = ["ExtraLoss", "Monitor", "Recipe", "fit", "steps_per_epoch"]
+__all__ = ["ExtraLoss", "Monitor", "Recipe", "fit"]
 
 ExtraLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 """Called with model, inputs, labels and logits; its result is added to the loss."""
@@ -45,8 +46,8 @@ def fit(
 ) -> nn.Module:
     """Train ``model`` in place, and return it in eval mode on ``device``.
 
-    Parameters that need no gradient stay as they are. A last batch of one record is joined to the
-    one before it, because batch norm can't normalise one record.
+    Parameters that need no gradient stay as they are. The batches of an epoch are of like size: a
+    last batch of a few records would throw batch norm off, and with it the training.
 
     Args:
         model: the network to train, freshly built or not.
@@ -79,39 +80,34 @@ def fit(
         records = _near(records, device)
     optimizer = run.optimizer(model)
     monitor = Monitor(progress, run.num_steps)
-    for _ in range(run.epochs):
-        for x, y in records.batches(
-            recipe.batch_size,
-            device,
-            generator=shuffle,
-            augment=recipe.augment,
-            merge_single=True,
-        ):
-            if check_time is not None:
-                check_time()
-            run.set_rate(optimizer, monitor.step)
-            with autocast(device, recipe.precision):
-                logits = model(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-                if extra_loss is not None:
-                    loss = loss + extra_loss(model, x, y, logits)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            apply_masks(model, masks)
-            if after_step is not None:
-                after_step(monitor.step + 1, run.rate)
-            monitor.tick(loss)
+    with dense_small_maps(model):
+        for _ in range(run.epochs):
+            for x, y in records.batches(
+                recipe.batch_size,
+                device,
+                generator=shuffle,
+                augment=recipe.augment,
+                even=True,
+            ):
+                if check_time is not None:
+                    check_time()
+                run.set_rate(optimizer, monitor.step)
+                with autocast(device, recipe.precision):
+                    logits = model(x)
+                    loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+                    if extra_loss is not None:
+                        loss = loss + extra_loss(model, x, y, logits)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                apply_masks(model, masks)
+                if after_step is not None:
+                    after_step(monitor.step + 1, run.rate)
+                monitor.tick(loss)
     monitor.end()
     if broken := weights.non_finite(model):
         raise Diverged(f"training left {len(broken)} tensors with NaN or infinity")
     return model.eval()
-
-
-def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """Return how many batches ``fit`` makes of this many records."""
-    full, rest = divmod(num_records, batch_size)
-    return full + (rest > 1 or (rest == 1 and full == 0))
 
 
 class _Run:
@@ -125,7 +121,7 @@ class _Run:
         self.lr = recipe.optimizer.lr if lr is None else lr
         if self.epochs < 1 or self.lr <= 0:
             raise ValueError("epochs and lr must be above zero")
-        self.num_steps = self.epochs * steps_per_epoch(num_records, recipe.batch_size)
+        self.num_steps = self.epochs * num_batches(num_records, recipe.batch_size)
         self.rate = self.lr
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -7,7 +7,6 @@ statistics.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .. import batchnorm
-from ..data import Records
+from ..data import Records, num_batches
 from ..determinism import generator
 from ..device import autocast
 from ..errors import MissingEvidence
 from ..problem import Problem
 from ..recipe import SGD
+from ..smallmaps import dense_small_maps
 from ..training import Monitor
 from ._batchnorm import settle
 from ._guard import Guard
@@ -129,7 +129,8 @@ def descend(
     model.train()
     if device.type == "cuda" and forget.images.ndim == 4:
         model.to(memory_format=torch.channels_last)
-    with nullcontext() if plan.batch_statistics else batchnorm.frozen(model):
+    statistics = nullcontext() if plan.batch_statistics else batchnorm.frozen(model)
+    with statistics, dense_small_maps(model):
         for step in range(total):
             problem.check_time()
             of_forget, of_retain = streams
@@ -188,8 +189,8 @@ def _steps_per_epoch(
     """Steps of an epoch, and how many of them are the forget set's turn, if there are turns."""
     if plan.pace != "forget" and retain is None:
         raise MissingEvidence("the retain set is missing")
-    of_forget = math.ceil(len(forget) / problem.batch_size)
-    of_retain = 0 if retain is None else math.ceil(len(retain) / problem.batch_size)
+    of_forget = num_batches(len(forget), problem.batch_size)
+    of_retain = 0 if retain is None else num_batches(len(retain), problem.batch_size)
     match plan.pace:
         case "forget":
             return of_forget, None
@@ -247,7 +248,7 @@ def _stream(problem: Problem, records: Records | None, which: int) -> Iterator[B
             problem.device,
             generator=draw,
             augment=augment if records.images.ndim == 4 else (),
-            merge_single=True,
+            even=True,
         )
 
 

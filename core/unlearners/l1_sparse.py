@@ -18,8 +18,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..data import num_batches
 from ..problem import Problem
-from ..training import steps_per_epoch
 from ._descent import need_retain
 from ._l1 import l1_norm, penalised, shrink
 from ._registry import Need, UnlearnerOptions, unlearners
@@ -89,7 +89,7 @@ def l1_sparse(problem: Problem, config: L1SparseConfig) -> nn.Module:
         MissingEvidence: without a retain set.
         Diverged: if a loss or a weight is not finite.
     """
-    every = steps_per_epoch(len(need_retain(problem)), problem.batch_size)
+    every = num_batches(len(need_retain(problem)), problem.batch_size)
     weights = penalised(problem.model, config.scope)
     done = 0
 

@@ -14,7 +14,6 @@ Promise: approximate, for whole classes. No forget record is looked at, only its
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import torch
@@ -22,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import Preprocessing, Records
+from ..data import Preprocessing, Records, num_batches
 from ..determinism import generator
 from ..errors import Infeasible, InvalidInput
 from ..problem import Problem
@@ -72,7 +71,7 @@ def unsir(problem: Problem, config: UNSIRConfig) -> nn.Module:
         raise InvalidInput("dataset_values_invalid", "the noise is an image, records are features")
     noise = _noise(problem, config)
     part = _part(retain, config.per_class, problem.seed)
-    impaired = config.impair_epochs * math.ceil(len(part) / problem.batch_size)
+    impaired = config.impair_epochs * num_batches(len(part), problem.batch_size)
 
     def gradients(pair: Pair) -> Tensor:
         x, y = pair.retain

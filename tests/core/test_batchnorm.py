@@ -73,10 +73,10 @@ def test_recalibrating_is_repeatable_and_forgets_earlier_statistics() -> None:
     assert not weights.equal(model, whole)
 
 
-def test_a_batch_of_one_record_is_joined() -> None:
+def test_no_batch_has_one_record() -> None:
     model = network()
-    batchnorm.recalibrate(model, features(torch.randn(9, 3)), 4, CPU)
-    assert model[0].num_batches_tracked == 2
+    batchnorm.recalibrate(model, features(torch.randn(9, 3)), 2, CPU)
+    assert model[0].num_batches_tracked == 4
     assert weights.non_finite(model) == []
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from core import images, parquet
-from core.data import Dataset, Preprocessing, Records, split_holdout
+from core.data import Dataset, Preprocessing, Records, num_batches, split_holdout
 from core.errors import InvalidInput
 from core.ingest import ingest
 from tests.worlds import digits_world, gaussian_world, png, write_dataset
@@ -135,8 +135,25 @@ def test_without_a_generator_order_and_values_never_change() -> None:
     first = torch.cat([y for _, y in records.batches(3)])
     assert torch.equal(first, records.labels)
     assert [len(y) for _, y in records.batches(3)] == [3, 3, 3, 1]
-    assert [len(y) for _, y in records.batches(3, merge_single=True)] == [3, 3, 4]
-    assert [len(y) for _, y in records.batches(1, merge_single=True)] == [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (10, 3, [3, 3, 2, 2]),
+        (9, 4, [3, 3, 3]),
+        (10, 1, [1] * 10),
+        (5, 2, [3, 2]),
+        (1, 2, [1]),
+        (0, 2, []),
+    ],
+)
+def test_even_batches_leave_no_small_rest(count, batch_size, sizes):
+    records = of_images(10).take(torch.arange(count))
+    batches = [y for _, y in records.batches(batch_size, even=True)]
+    assert [len(y) for y in batches] == sizes
+    assert torch.equal(torch.cat([records.labels[:0], *batches]), records.labels)
+    assert num_batches(count, batch_size) == len(sizes)
 
 
 def test_shuffling_shows_every_record_once_in_an_order_of_the_seed() -> None:

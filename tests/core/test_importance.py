@@ -1,5 +1,6 @@
 """Importance: every closed form against one gradient per record, and what is stored with it."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -326,3 +327,23 @@ def test_bf16_is_taken_only_where_it_selects_the_same_weights():
     assert found.precision == "fp32"
     assert half.precision == "bf16"
     assert not torch.equal(found.values["0.weight"], half.values["0.weight"])
+
+
+def test_a_copy_made_on_dense_small_maps_has_weights_of_its_own():
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    x = torch.randn(2, 4, 1, 1)
+    with dense_small_maps(layer):
+        other = copy.deepcopy(layer)
+        with torch.no_grad():
+            layer.weight.zero_()
+    torch.testing.assert_close(other(x), nn.Conv2d.forward(other, x))
+    assert other(x).std() > 0
+
+
+def test_dense_small_maps_may_be_nested_and_end():
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    with dense_small_maps(layer):
+        with dense_small_maps(layer):
+            pass
+        assert "forward" in vars(layer)
+    assert "forward" not in vars(layer)
