@@ -93,6 +93,12 @@ def at_head() -> bool:
         return set(MigrationContext.configure(connection).get_current_heads()) == heads
 
 
+def revision() -> str | None:
+    """Return the migration that was applied last."""
+    with engine().connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
 def upgrade(revision: str = "head") -> None:
     """Apply the migrations up to ``revision``, in this process."""
     config = Config()
