@@ -165,7 +165,7 @@ def _connect(settings: Settings, *, retries: int, seconds: int) -> S3Store:
     config: dict[str, Any] = {"region": settings.blobs_region}
     if settings.blobs_endpoint:
         config["endpoint"] = settings.blobs_endpoint
-    if settings.blobs_secret_key is not None:
+    if settings.blobs_secret_key:
         config["access_key_id"] = settings.blobs_access_key
         config["secret_access_key"] = settings.blobs_secret_key.get_secret_value()
     return S3Store(
