@@ -17,7 +17,7 @@ COMPILE := pip compile pyproject.toml --universal --python-version 3.11 --genera
 HOSTS   := pypi[.]org|pythonhosted[.]org|registry[.]npmjs|deb[.]debian[.]org
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run migrate test check fix docs chaos slow gpu bench lock clean
+.PHONY: help demo run migrate test check fix docs chaos slow gpu bench audit sbom lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1@/' \
@@ -64,6 +64,15 @@ bench: $(VENV)/.dev  ## run every benchmark; ARGS="--data FOLDER" says where the
 	  name=$$(basename $$script .py); echo "== $$name"; \
 	  $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
+
+audit: $(VENV)/.dev  ## look for known vulnerabilities in what is locked; needs the network
+	@for lock in run dev; do \
+	  $(BIN)/pip-audit --disable-pip --require-hashes -r requirements/$$lock.lock $(ARGS) || exit 1; \
+	done
+
+sbom: $(VENV)/.dev  ## write dist/sbom.json: what the image installs, as CycloneDX
+	@mkdir -p dist && $(BIN)/cyclonedx-py requirements requirements/run.lock \
+	  --pyproject pyproject.toml --output-reproducible --validate -o dist/sbom.json
 
 lock: $(VENV)/.uv/path  ## resolve the requirements again and write the locks
 	@uv=$$(cat $<) && \

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
 
 class Settings(BaseSettings):
@@ -18,6 +22,28 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".lethe"), description="Folder of blobs, scratch and secrets.")
     database_url: str = Field(
         "", description="SQLAlchemy URL; empty means SQLite in the data folder."
+    )
+    blobs_url: str = Field(
+        "",
+        description="Where blobs are kept: s3://bucket or s3://bucket/prefix; empty means a folder "
+        "in the data folder.",
+    )
+    blobs_endpoint: str = Field(
+        "",
+        description="Address of an S3-compatible store, https://... or http://...; empty means "
+        "that of AWS.",
+    )
+    blobs_region: str = Field("us-east-1", min_length=1, description="Region of the bucket.")
+    blobs_access_key: str = Field(
+        "",
+        description="Access key of the bucket; without one the machine's own role is used, and the "
+        "variables of AWS.",
+    )
+    blobs_secret_key: SecretStr | None = Field(
+        None, description="Secret that belongs to the access key."
+    )
+    orphan_seconds: float = Field(
+        86400.0, ge=60, description="Age at which bytes that no row names are removed."
     )
     broker_url: str = Field("memory://", description="Celery broker: redis://... or memory://.")
     host: str = Field("127.0.0.1", description="Address the API listens on.")
@@ -73,7 +99,18 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_PEPPER is required when LETHE_DATABASE_URL is set")
         if self.lease_seconds <= 2 * self.heartbeat_seconds:
             raise ValueError("LETHE_LEASE_SECONDS must be over twice LETHE_HEARTBEAT_SECONDS")
+        self._refuse_odd_blobs()
         return self
+
+    def _refuse_odd_blobs(self) -> None:
+        if self.blobs_url and not _BUCKET.fullmatch(self.blobs_url):
+            raise ValueError("LETHE_BLOBS_URL must be s3://bucket or s3://bucket/prefix")
+        if self.blobs_endpoint and not _is_endpoint(self.blobs_endpoint):
+            raise ValueError("LETHE_BLOBS_ENDPOINT must be http(s)://host[:port] and no more")
+        if bool(self.blobs_access_key) != bool(self.blobs_secret_key):
+            raise ValueError("LETHE_BLOBS_ACCESS_KEY and LETHE_BLOBS_SECRET_KEY go together")
+        if not self.blobs_url and (self.blobs_endpoint or self.blobs_access_key):
+            raise ValueError("LETHE_BLOBS_URL is missing, but what belongs to it is set")
 
     @property
     def embedded_database(self) -> bool:
@@ -94,6 +131,15 @@ class Settings(BaseSettings):
         if not path.exists():
             write_private(path, secrets.token_urlsafe(48))
         return path.read_text().encode()
+
+
+def _is_endpoint(text: str) -> bool:
+    parts = urlsplit(text)
+    try:
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
+    return known and text == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
 
 
 def write_private(path: Path, text: str) -> bool:
@@ -125,7 +171,8 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """Environment for a service started as a child: this process's own, with these settings."""
     import os  # beside the settings, the only reader of the environment
 
-    explicit = settings.model_dump(include=settings.model_fields_set, exclude={"pepper"})
+    secret = {"pepper", "blobs_secret_key"}
+    explicit = settings.model_dump(include=settings.model_fields_set, exclude=secret)
     values = {f"LETHE_{name.upper()}": str(value) for name, value in explicit.items()}
     return {**os.environ, **values}  # noqa: TID251  # this is the file that may
 

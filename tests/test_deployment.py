@@ -1,4 +1,4 @@
-"""What is shipped is well formed: the Compose file by its schema, the image by a few rules.
+"""What is shipped is well formed: Compose and Kubernetes by schema, the image by a few rules.
 
 Nothing is built or started here; that needs a container engine.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -20,7 +21,8 @@ from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("migrate", "api", "worker", "worker-gpu")
-DEPENDENCIES = ("postgres", "redis")
+DEPENDENCIES = ("postgres", "redis", "s3")
+MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
 SECRETS = {"POSTGRES_PASSWORD": "p" * 32, "REDIS_PASSWORD": "r" * 32, "LETHE_PEPPER": "x" * 32}
 
 
@@ -130,6 +132,7 @@ def test_the_environment_makes_valid_settings(
 def filled(value: str) -> str:
     """The value with the required variables filled in; a variable with no message is a mistake."""
     filled_in = re.sub(r"\$\{(\w+):\?[^}]+\}", lambda match: SECRETS[match[1]], value)
+    filled_in = re.sub(r"\$\{LETHE_BLOBS_\w+:-\}", "", filled_in)
     assert "$" not in filled_in, f"not required, or not known: {value}"
     return filled_in
 
@@ -195,3 +198,87 @@ def test_every_copied_file_exists_and_reaches_the_builder(
     assert {"app", "core", "worker", "migrations"} <= set(sources)
     assert sorted(sources) == sorted(allowed)
     assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def test_the_bucket_is_asked_for(services: dict[str, Any], compose: dict[str, Any]) -> None:
+    assert services["s3"]["profiles"] == ["s3"]
+    assert not services["s3"].get("ports")
+    (volume,) = services["s3"]["volumes"]
+    assert volume == "s3:/data/lethe"
+    assert "s3" in compose["volumes"]
+
+
+def objects() -> list[dict[str, Any]]:
+    return [each for file in MANIFESTS for each in yaml.safe_load_all(file.read_text())]
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """Pod specifications by the name of what makes them."""
+    found = {}
+    for each in objects():
+        spec = each.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if template is not None:
+            found[each["metadata"]["name"]] = template["spec"]
+    return found
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.name)
+def test_manifests_keep_the_schemas_of_kubernetes(file: Path) -> None:
+    for each in yaml.safe_load_all(file.read_text()):
+        kubernetes_validate.validate(each, "1.37", strict=True)
+        assert each["kind"] == "Namespace" or each["metadata"]["namespace"] == "lethe"
+
+
+def test_the_schemas_refuse_a_misspelt_field() -> None:
+    deployment = next(each for each in objects() if each["kind"] == "Deployment")
+    deployment["spec"]["replica"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, "1.37", strict=True)
+
+
+def test_every_pod_is_restricted_and_scratch_is_its_only_disk() -> None:
+    assert set(pods()) == {"lethe-api", "lethe-worker", "lethe-migrate", "lethe-tombstones"}
+    for name, pod in pods().items():
+        assert pod["automountServiceAccountToken"] is False, name
+        security = pod["securityContext"]
+        assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001), name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert container["resources"]["limits"]["memory"], name
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]} >= {"data", "tmp"}, name
+
+
+def test_pods_that_serve_or_work_are_watched() -> None:
+    (api,), (worker,) = pods()["lethe-api"]["containers"], pods()["lethe-worker"]["containers"]
+    assert api["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert api["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert worker["livenessProbe"]["exec"]["command"] == ["python", "-m", "worker.alive"]
+    assert worker["command"] == ["celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
+    service = next(each for each in objects() if each["kind"] == "Service")
+    deployment = next(each for each in objects() if each["kind"] == "Deployment")
+    assert deployment["metadata"]["name"] == "lethe-api"
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+
+
+def test_the_settings_of_the_pods_are_known_and_hold_no_secret() -> None:
+    (config,) = [each for each in objects() if each["kind"] == "ConfigMap"]
+    assert all(each["kind"] != "Secret" for each in objects())
+    fields = {f"LETHE_{field.upper()}": field for field in Settings.model_fields}
+    given = {fields[name]: value for name, value in config["data"].items()}
+    assert Settings.model_validate(given).blobs_url.startswith("s3://")
+
+
+def test_the_lifecycle_removes_what_the_service_cannot_see() -> None:
+    rules = json.loads((ROOT / "deploy/s3/lifecycle.json").read_text())["Rules"]
+    assert all(rule["Status"] == "Enabled" for rule in rules)
+    assert {key for rule in rules for key in rule} >= {
+        "AbortIncompleteMultipartUpload",
+        "NoncurrentVersionExpiration",
+    }

@@ -11,6 +11,7 @@ from functools import partial
 import structlog
 
 from app.store import jobs
+from app.store.blobs import BlobMissing, StorageAway
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
 from worker import steps
@@ -29,6 +30,10 @@ SETTLED_SECONDS = 1.0
 STORAGE_FULL_SECONDS = 60.0
 """Wait before a job is tried again for which the disk had no room."""
 
+STORAGE_AWAY_SECONDS = 30.0
+"""Wait before a job is tried again for which the blob storage did not answer."""
+MISSING = "Bytes that the job needs are not in the storage."
+
 _log = structlog.get_logger(__name__)
 
 
@@ -44,8 +49,8 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
         LeaseLost: if the job belongs to somebody else now.
     """
     try:
-        runner.give(steps.order(claim, runner.out))
         with Heartbeat(partial(_renew, claim), settings().heartbeat_seconds) as beat:
+            runner.give(steps.order(claim, runner.out))
             event = accompany(
                 runner,
                 beat,
@@ -59,6 +64,11 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
         return partial(jobs.cancelled, claim=claim)
     except Draining:
         return partial(jobs.release, claim=claim)
+    except StorageAway:
+        return partial(jobs.release, claim=claim, delay=STORAGE_AWAY_SECONDS)
+    except BlobMissing as error:
+        _log.error("blob_missing", key=str(error))
+        return partial(jobs.fail, claim=claim, code="blob_missing", detail=MISSING, retryable=True)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -1,4 +1,4 @@
-"""Bytes that no row names: what was thrown away, and what a killed attempt left behind."""
+"""Bytes that no row names, which are removed, and rows whose bytes are missing, which are told."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from sqlalchemy import select
 
 from app.store import trash
 from app.store.blobs import blobs
-from app.store.session import reading, transaction
+from app.store.session import reading, settings, transaction
 from app.store.tables import Job
-
-ORPHAN_SECONDS = 24 * 3600.0
-"""Age at which bytes outside an attempt's own folder count as orphans."""
 
 _ATTEMPT = re.compile(r"(?P<tenant>[^/]+)/jobs/(?P<job>[^/]+)/e(?P<epoch>\d+)/")
 _log = structlog.get_logger(__name__)
@@ -33,13 +30,18 @@ def empty_trash() -> int:
     return len(keys)
 
 
-def remove_orphans() -> int:
-    """Remove bytes that no row names and no living attempt is about to name; return how many.
+def collect() -> tuple[list[str], list[str]]:
+    """Compare rows and bytes: remove orphans, and log every row whose bytes are missing.
 
     What an attempt wrote carries its epoch, so it is an orphan as soon as the job has moved on.
-    Everything else is one only after a day: a row may be about to name it.
+    Everything else is one only after ``orphan_seconds``: a row may be about to name it.
+
+    Returns:
+        The keys that were removed, and those that are missing.
     """
-    found = list(blobs().keys())
+    with reading() as session:
+        named_before = trash.named(session)
+    found = dict(blobs().keys())
     with reading() as session:
         running = {
             (tenant, job, epoch)
@@ -49,18 +51,23 @@ def remove_orphans() -> int:
         }
     # Read after the attempts: one that ended in between has named its bytes by now.
     with reading() as session:
-        known = trash.known(session)
-    oldest = time.time() - ORPHAN_SECONDS
+        named = trash.named(session)
+        known = named | set(trash.pending(session, limit=None))
+    oldest = time.time() - settings().orphan_seconds
     orphans = [
         key
-        for key, changed_at in found
+        for key, changed_at in found.items()
         if key not in known and _is_abandoned(key, changed_at, running, oldest)
     ]
     for key in orphans:
         blobs().delete(key)
     if orphans:
         _log.info("orphans_removed", files=len(orphans))
-    return len(orphans)
+    # Named before the listing and after it: not on its way in, not on its way out.
+    missing = sorted((named_before & named) - found.keys())
+    for key in missing:
+        _log.error("blob_missing", key=key)
+    return orphans, missing
 
 
 def _is_abandoned(

@@ -14,7 +14,7 @@ from app.store.jobs import Claim
 from app.store.references import MOST_MODELS
 from app.store.session import settings
 from core.findings import Finding
-from worker.parcels import adopt, check_digest, path
+from worker.parcels import adopt, check_digest, wanted
 from worker.results import Ending, Result
 
 
@@ -44,8 +44,8 @@ def material(claim: Claim) -> dict[str, Any]:
     return {
         "architecture": claim.model.architecture,
         "preprocessing": claim.model.preprocessing,
-        "dataset": path(claim.dataset.blob if claim.dataset else None),
-        "holdout": path(claim.holdout.blob if claim.holdout else None),
+        "dataset": wanted(claim.dataset.blob if claim.dataset else None),
+        "holdout": wanted(claim.holdout.blob if claim.holdout else None),
         "recipe": claim.model.recipe,
         "excluded": claim.excluded.tolist(),
         "split_key": claim.model.split_key,
@@ -61,10 +61,10 @@ def _audit(claim: Claim) -> dict[str, Any]:
     options = {name: value for name, value in claim.job.options.items() if name != "request"}
     return {
         **material(claim),
-        "weights": path(claim.version.blob),
-        "parent": None if before is None else path(before.blob),
-        "oracles": [path(oracle.blob) for oracle in claim.oracles],
-        "bank": path(claim.model.bank_blob) if claim.subject.in_force else None,
+        "weights": wanted(claim.version.blob),
+        "parent": None if before is None else wanted(before.blob),
+        "oracles": [wanted(oracle.blob) for oracle in claim.oracles],
+        "bank": wanted(claim.model.bank_blob) if claim.subject.in_force else None,
         "forget_rows": claim.subject.rows.tolist(),
         "selector": claim.selector,
         "forget_classes": list(claim.forget_classes),

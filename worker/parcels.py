@@ -5,17 +5,44 @@ The runner has parsed hostile files, so what it leaves behind is taken only if i
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from pathlib import Path
+from typing import Any
 
-from app.store.blobs import blobs
+from app.store.blobs import blobs, digest
 from app.store.jobs import Claim
 from worker.supervisor import RunnerDied
 
 
-def path(blob: str | None) -> str | None:
-    return None if blob is None else str(blobs().path(blob))
+class Wanted(str):
+    """Key of a blob in an order; the runner is told the path of a plain file instead."""
+
+    __slots__ = ()
+
+
+def wanted(blob: str | None) -> Wanted | None:
+    """Put a blob into an order."""
+    return None if blob is None else Wanted(blob)
+
+
+def fetch(order: dict[str, Any], inbox: Path) -> dict[str, Any]:
+    """Return an order with paths of local files in place of wanted blobs.
+
+    Args:
+        order: plain values, and wanted blobs alone or in lists.
+        inbox: folder for copies, where the store has no files of its own.
+
+    Raises:
+        BlobMissing: if a blob is missing.
+    """
+    inbox.mkdir(mode=0o700, exist_ok=True)
+
+    def local(value: Any) -> Any:
+        if isinstance(value, Wanted):
+            return str(blobs().fetch(str(value), inbox))
+        return [local(each) for each in value] if isinstance(value, list) else value
+
+    return {name: local(value) for name, value in order.items()}
 
 
 def adopt(claim: Claim, file: Path) -> str:
@@ -42,8 +69,6 @@ def check_digest(file: Path, announced: str | None) -> int:
     Raises:
         RunnerDied: if it is not.
     """
-    with plain(file).open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if digest != announced:
+    if digest(plain(file)) != announced:
         raise RunnerDied("runner announced another digest than its file has")
     return file.stat().st_size

@@ -22,7 +22,7 @@ from core.findings import Finding, Rung
 from core.policies import ladder
 from core.situation import Policy, Situation
 from worker import gathering
-from worker.parcels import adopt, check_digest, path, plain
+from worker.parcels import adopt, check_digest, fetch, plain, wanted
 from worker.results import Ending, Result
 from worker.supervisor import RunnerDied
 
@@ -67,9 +67,14 @@ class Unlearned(Result):
 
 
 def order(claim: Claim, out: Path) -> dict[str, Any]:
-    """Return what the runner is told: paths and plain values, nothing else."""
+    """Return what the runner is told: paths of local files and plain values, nothing else.
+
+    Raises:
+        BlobMissing: if a blob that a row names is missing.
+    """
     make = {"ingest": _ingest, "prepare": _prepare, "unlearn": _unlearn, **gathering.ORDERS}
-    arguments = {"out": str(out), **make[claim.job.kind](claim)}
+    arguments = fetch(make[claim.job.kind](claim), out.with_name("in"))
+    arguments["out"] = str(out)
     return {"kind": claim.job.kind, "threads": settings().torch_threads, "arguments": arguments}
 
 
@@ -93,7 +98,7 @@ def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
 
 def _ingest(claim: Claim) -> dict[str, Any]:
     assert claim.dataset is not None
-    return {"source": path(claim.dataset.blob), "max_records": settings().max_records}
+    return {"source": wanted(claim.dataset.blob), "max_records": settings().max_records}
 
 
 def _prepare(claim: Claim) -> dict[str, Any]:
@@ -102,8 +107,8 @@ def _prepare(claim: Claim) -> dict[str, Any]:
     stored = claim.version.importance_blob if claim.dataset is None else None
     return {
         **gathering.material(claim),
-        "weights": path(claim.version.blob),
-        "importance": path(stored),
+        "weights": wanted(claim.version.blob),
+        "importance": wanted(stored),
         "seed": PREPARE_SEED,
         "batch_size": PREPARE_BATCH_SIZE,
     }
@@ -114,9 +119,9 @@ def _unlearn(claim: Claim) -> dict[str, Any]:
     assert claim.model is not None
     return {
         **_prepare(claim),
-        "importance": path(claim.version.importance_blob),
-        "bank": path(claim.model.bank_blob),
-        "forget_samples": path(claim.samples.blob if claim.samples else None),
+        "importance": wanted(claim.version.importance_blob),
+        "bank": wanted(claim.model.bank_blob),
+        "forget_samples": wanted(claim.samples.blob if claim.samples else None),
         "requests": {name: rows.tolist() for name, rows in claim.requests.items()},
         "earlier": {name: rows.tolist() for name, rows in claim.earlier.items()},
         "selector": claim.selector,

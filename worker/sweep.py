@@ -8,11 +8,9 @@ import structlog
 
 from app import bell
 from app.store import jobs, workers
+from app.store.blobs import blobs
 from app.store.session import settings, transaction
 from worker import garbage
-
-GARBAGE_SECONDS = 60.0
-"""How often files without a row are looked for."""
 
 _log = structlog.get_logger(__name__)
 
@@ -37,7 +35,8 @@ class Sweeper(threading.Thread):
         passes = 0
         while not self._closing.is_set():
             try:
-                self._sweep(with_garbage=passes % max(1, int(GARBAGE_SECONDS / seconds)) == 0)
+                every = max(1, int(blobs().listing_seconds / seconds))
+                self._sweep(with_garbage=passes % every == 0)
             except Exception:  # noqa: BLE001  # recovery must survive whatever it meets
                 _log.exception("sweep_failed")
             passes += 1
@@ -59,4 +58,4 @@ class Sweeper(threading.Thread):
             bell.nudge()
         garbage.empty_trash()
         if with_garbage:
-            garbage.remove_orphans()
+            garbage.collect()

@@ -32,7 +32,7 @@ def adopt(
     any other failure they stay, because the row may be stored: a lost answer of a commit says
     nothing.
     """
-    key = f"{caller.tenant_id}/uploads/{ULID()}"
+    key = f"{caller.tenant_id}/uploads/{upload.digest}-{ULID()}"
     kept = {key: upload.path}
     if upload.attached is not None:
         kept[key + ATTACHED] = upload.attached.path

@@ -4,52 +4,48 @@ from __future__ import annotations
 
 import base64
 import re
-from pathlib import Path
-from typing import BinaryIO
 
+import structlog
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
+from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..store.errors import Unavailable
+from ..store.blobs import BlobMissing, Opened, StorageAway, blobs
 from .problems import RangeNotSatisfiable
 from .waiting import matches
 
-CHUNK_BYTES = 2**18
+log = structlog.get_logger("lethe.api")
 
 
 class Slice(Response):
-    """Streams part of an open file, and closes it."""
+    """Streams part of an open blob, and closes it."""
 
     def __init__(
-        self, file: BinaryIO, start: int, length: int, *, status_code: int, headers: dict[str, str]
+        self, blob: Opened, start: int, length: int, *, status_code: int, headers: dict[str, str]
     ) -> None:
         self.status_code = status_code
         self.background = None
         self.init_headers({**headers, "content-length": str(length)})
-        self._file = file
+        self._blob = blob
         self._start = start
         self._length = length
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send headers and, except for HEAD, bytes."""
-        with self._file as file:
+        with self._blob as blob:
             start = {"type": "http.response.start", "status": self.status_code}
             await send({**start, "headers": self.raw_headers})
-            left = 0 if scope["method"] == "HEAD" else self._length
-            file.seek(self._start)
-            while left and not await Request(scope, receive).is_disconnected():
-                chunk = await run_in_threadpool(file.read, min(CHUNK_BYTES, left))
-                if not chunk:
-                    raise OSError("the file is shorter than its row says")
-                left -= len(chunk)
+            length = 0 if scope["method"] == "HEAD" else self._length
+            async for chunk in iterate_in_threadpool(blob.chunks(self._start, length)):
+                if await Request(scope, receive).is_disconnected():
+                    break
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def serve(http_request: Request, path: Path, *, digest: str, name: str) -> Response:
-    """Answer a GET or HEAD of an immutable file with SHA-256 ``digest`` (hex)."""
+def serve(http_request: Request, key: str, *, digest: str, name: str) -> Response:
+    """Answer a GET or HEAD of an immutable blob with SHA-256 ``digest`` (hex)."""
     etag = f'"{digest}"'
     headers = {
         "ETag": etag,
@@ -62,17 +58,21 @@ def serve(http_request: Request, path: Path, *, digest: str, name: str) -> Respo
     if matches(etag, http_request.headers.get("if-none-match")):
         return Response(status_code=304, headers=headers)
     try:
-        size = path.stat().st_size
-        span = _span(http_request, etag, size)
-        file = path.open("rb")
-    except FileNotFoundError:
+        blob = blobs().open(key)
+    except BlobMissing:
+        log.error("blob_missing", key=key)
         detail = "The bytes are not in the storage now."
-        raise Unavailable("storage_unavailable", detail, headers={"Retry-After": "5"}) from None
+        raise StorageAway(detail=detail, headers={"Retry-After": "5"}) from None
+    try:
+        span = _span(http_request, etag, blob.size)
+    except RangeNotSatisfiable:
+        with blob:
+            raise
     if span is None:
-        return Slice(file, 0, size, status_code=200, headers=headers)
+        return Slice(blob, 0, blob.size, status_code=200, headers=headers)
     start, end = span
-    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    return Slice(file, start, end - start, status_code=206, headers=headers)
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{blob.size}"
+    return Slice(blob, start, end - start, status_code=206, headers=headers)
 
 
 def _span(http_request: Request, etag: str, size: int) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..store import session, workers
+from ..store.blobs import StorageAway, blobs
 from .shapes import Shape
 
 router = APIRouter(tags=["operations"])
@@ -28,6 +29,7 @@ class Ready(Shape):
     status: Literal["ready", "degraded", "unavailable"]
     database: bool
     migrations: bool
+    storage: bool
     broker: bool
     workers: int
 
@@ -45,20 +47,27 @@ async def healthz() -> Alive:
     responses={503: {"model": Ready, "description": "The database is away or not migrated."}},
 )
 def readyz(http_response: Response) -> Ready:
-    """Say whether requests can be taken (database, migrations) and carried out (broker, workers).
+    """Say whether requests can be taken, and whether they can be carried out.
 
-    Without broker or workers the service is `degraded`, not unavailable: requests are kept, and
-    done later.
+    The first needs database and migrations. Without storage, broker or workers the service is
+    `degraded`, not unavailable: requests are kept, and done later.
+    Uploads and downloads need the storage.
     """
     database, migrations, live = _database()
+    storage = _storage()
     broker = _broker(session.settings().broker_url)
     if not (database and migrations):
         http_response.status_code = 503
         status: Literal["ready", "degraded", "unavailable"] = "unavailable"
     else:
-        status = "ready" if broker and live else "degraded"
+        status = "ready" if storage and broker and live else "degraded"
     return Ready(
-        status=status, database=database, migrations=migrations, broker=broker, workers=live
+        status=status,
+        database=database,
+        migrations=migrations,
+        storage=storage,
+        broker=broker,
+        workers=live,
     )
 
 
@@ -73,6 +82,16 @@ def _database() -> tuple[bool, bool, int]:
     except SQLAlchemyError:
         # Not hidden: the answer is 503 and says which part is missing.
         return False, False, 0
+
+
+def _storage() -> bool:
+    """Return whether blobs can be written to a folder, or a bucket be listed."""
+    try:
+        blobs().check()
+    except (StorageAway, OSError):
+        # Not hidden: the answer says which part is missing.
+        return False
+    return True
 
 
 def _broker(url: str) -> bool:

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from core.findings import Finding, Gate
 
 from ..store import audits, models, tables
-from ..store.blobs import blobs
 from ..store.errors import Conflict, Gone, NotFound, ServiceError, Unavailable
 from ..store.keys import Caller
 from ..store.status import VersionRole
@@ -158,7 +157,7 @@ def download_checkpoint(
         raise _not_for_download(session, row)
     label = f"v{row.number}" if row.role == "chain" else row.id
     name = f"{row.model_id}-{label}.safetensors"
-    return checkpoint.serve(http_request, blobs().path(row.blob), digest=row.digest, name=name)
+    return checkpoint.serve(http_request, row.blob, digest=row.digest, name=name)
 
 
 def shapes(rows: Sequence[tables.Version]) -> list[Version]:

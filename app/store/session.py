@@ -87,10 +87,21 @@ def ping() -> None:
 
 
 def at_head() -> bool:
-    """Whether every migration has been applied."""
-    heads = set(ScriptDirectory(str(MIGRATIONS)).get_heads())
+    """Whether every migration has been applied, and perhaps those of the next release.
+
+    A release works with the schema of the next one, so that the two can serve side by side.
+    """
+    scripts = ScriptDirectory(str(MIGRATIONS))
     with engine().connect() as connection:
-        return set(MigrationContext.configure(connection).get_current_heads()) == heads
+        current = set(MigrationContext.configure(connection).get_current_heads())
+    known = {script.revision for script in scripts.walk_revisions()}
+    return current == set(scripts.get_heads()) or not current <= known
+
+
+def revision() -> str | None:
+    """Return the migration that was applied last."""
+    with engine().connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(revision: str = "head") -> None:

@@ -18,7 +18,7 @@ def throw(session: Session, *keys: str | None) -> None:
     session.flush()
 
 
-def pending(session: Session, limit: int = 1000) -> list[str]:
+def pending(session: Session, limit: int | None = 1000) -> list[str]:
     """Blob keys whose bytes are to be removed, oldest first."""
     chosen = select(Trash.blob).order_by(Trash.created_at, Trash.blob).limit(limit)
     return [*session.scalars(chosen)]
@@ -29,13 +29,12 @@ def removed(session: Session, keys: Iterable[str]) -> None:
     session.execute(delete(Trash).where(Trash.blob.in_([*keys])))
 
 
-def known(session: Session) -> set[str]:
-    """Every blob key that a row names; other bytes in the blob store are orphans."""
+def named(session: Session) -> set[str]:
+    """Every blob key whose bytes a row counts on."""
     columns = (
         Dataset.blob,
         Version.blob,
         Version.importance_blob,
         Model.bank_blob,
-        Trash.blob,
     )
     return {key for column in columns for key in session.scalars(select(column)) if key}

@@ -53,6 +53,12 @@ def settings(tmp_path: Path, migrated: Path) -> Iterator[Settings]:
 
 
 @pytest.fixture
+def bucket(settings: Settings, s3_settings: dict[str, object]) -> None:
+    """Have the service keep its blobs in a bucket."""
+    session.configure(Settings.model_validate(settings.model_dump() | s3_settings))
+
+
+@pytest.fixture
 def http(api: FastAPI, settings: Settings) -> TestClient:
     """A client whose server errors are answers."""
     return TestClient(api, raise_server_exceptions=False)

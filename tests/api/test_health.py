@@ -37,6 +37,7 @@ def test_ready(http: TestClient) -> None:
         "status": "ready",
         "database": True,
         "migrations": True,
+        "storage": True,
         "broker": True,
         "workers": 1,
     }

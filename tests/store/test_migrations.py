@@ -34,6 +34,13 @@ def test_at_head_only_after_the_upgrade(tmp_path: Path) -> None:
         sessions.configure(None)
 
 
+def test_the_schema_of_the_next_release_is_served(sqlite_store: World) -> None:
+    for revision, served in (("of_the_next_release", True), ("0001", False)):
+        with sessions.engine().begin() as connection:
+            connection.exec_driver_sql(f"update alembic_version set version_num = '{revision}'")
+        assert sessions.at_head() is served
+
+
 def test_down_and_up_again(store: World) -> None:
     command.downgrade(_config(), "base")
     assert inspect(sessions.engine()).get_table_names() == ["alembic_version"]

@@ -68,7 +68,7 @@ def test_what_saw_forgotten_records_goes_with_them(store: World, model_id: str) 
         oracle = factories.an_oracle(session, store.tenant, model_id)
         bank = factories.a_bank(session, store.tenant, model_id)
         waiting = references.queue_oracle(session, store.tenant, model_id, "2", OPTIONS)
-        assert {oracle.blob, bank} <= trash.known(session)
+        assert {oracle.blob, bank} <= trash.named(session)
         kept = oracle.blob
         factories.published(session, store.tenant, model_id, record_ids=["r1"])
     with reading() as session:

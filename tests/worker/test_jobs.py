@@ -135,7 +135,7 @@ def test_a_bad_runner_is_tried_again_and_then_given_up(
     with reading() as session:
         assert session.scalars(select(Record)).all() == []
     garbage.empty_trash()
-    garbage.remove_orphans()
+    garbage.collect()
     assert list(blobs().keys()) == []
     assert scratch_is_empty(settings, here)
 
@@ -211,7 +211,7 @@ def test_a_late_result_is_refused(here: Station, monkeypatch: pytest.MonkeyPatch
     assert dataset_of(job_id).status == "validating"
     orphan = f"{find(job_id).tenant_id}/jobs/{job_id}/e1/records.parquet"
     assert blobs().exists(orphan)
-    garbage.remove_orphans()
+    garbage.collect()
     assert not blobs().exists(orphan)
 
 
@@ -224,7 +224,7 @@ def test_orphans_are_spared_while_their_attempt_runs(settings: Settings) -> None
     for epoch in (0, 1):
         (folder / "f").write_text("x")
         blobs().adopt(folder / "f", f"{claim.job.tenant_id}/jobs/{job_id}/e{epoch}/f")
-    garbage.remove_orphans()
+    garbage.collect()
     left = {key for key, _ in blobs().keys()}  # noqa: SIM118  # not a mapping
     assert f"{claim.job.tenant_id}/jobs/{job_id}/e1/f" in left
     assert f"{claim.job.tenant_id}/jobs/{job_id}/e0/f" not in left

@@ -1,0 +1,99 @@
+"""Rows and bytes agree after garbage collection, in the folder and in the bucket."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import delete, update
+from structlog.testing import capture_logs
+
+from app.settings import Settings
+from app.store import session as sessions
+from app.store import trash
+from app.store.blobs import blobs
+from app.store.session import reading, transaction
+from app.store.tables import Dataset, Job
+from tests.worker.test_jobs import dataset_of, find, here, queue  # noqa: F401  # a fixture
+from worker import garbage
+from worker.jobs import run_job
+from worker.station import Station
+
+
+@pytest.fixture(params=["folder", "bucket"], autouse=True)
+def store(request: pytest.FixtureRequest, settings: Settings) -> None:
+    if request.param == "bucket":
+        options = request.getfixturevalue("s3_settings")
+        sessions.configure(Settings.model_validate(settings.model_dump() | options))
+
+
+def keys() -> set[str]:
+    return {key for key, _ in blobs().keys()}  # noqa: SIM118  # no dict
+
+
+def age(seconds: float) -> None:
+    """Let bytes count as orphans once they are so old."""
+    settings = sessions.settings()
+    sessions.configure(settings.model_copy(update={"orphan_seconds": seconds}))
+
+
+def test_after_a_job_rows_and_bytes_agree(here: Station) -> None:  # noqa: F811
+    job_id = queue("ok")
+    run_job(job_id)
+    garbage.empty_trash()
+    assert garbage.collect() == ([], [])
+    with reading() as session:
+        assert keys() == trash.named(session) == {dataset_of(job_id).blob}
+    assert list(here.home.path.glob("*/in")) == [], "copies are gone"
+
+
+def test_bytes_without_a_row_go_once_they_are_old() -> None:
+    job_id = queue("ok")
+    with transaction() as session:
+        session.execute(delete(Job))
+        session.execute(delete(Dataset))
+    assert garbage.collect() == ([], [])
+    age(-5.0)
+    (orphan,) = keys()
+    assert garbage.collect() == ([orphan], [])
+    assert keys() == set()
+    assert job_id
+
+
+def test_a_row_without_bytes_is_told(here: Station) -> None:  # noqa: F811
+    job_id = queue("ok")
+    blob = dataset_of(job_id).blob
+    assert blob is not None
+    blobs().delete(blob)
+    with capture_logs() as logs:
+        assert garbage.collect() == ([], [blob])
+    assert [(log["event"], log["log_level"], log["key"]) for log in logs] == [
+        ("blob_missing", "error", blob)
+    ]
+    for _ in range(3):
+        run_job(job_id)
+    job = find(job_id)
+    assert (job.status, job.attempts) == ("failed", 3)
+    assert "not in the storage" in str(job.error)
+
+
+def test_bytes_that_were_thrown_away_are_neither_orphan_nor_missing() -> None:
+    job_id = queue("ok")
+    blob = dataset_of(job_id).blob
+    with transaction() as session:
+        trash.throw(session, blob)
+        session.execute(update(Dataset).values(blob=None))
+    age(-5.0)
+    assert garbage.collect() == ([], [])
+    assert keys() == {blob}
+    assert garbage.empty_trash() == 1
+    assert garbage.collect() == ([], [])
+    assert keys() == set()
+
+
+def test_a_job_waits_for_a_storage_that_is_away(here: Station) -> None:  # noqa: F811
+    job_id = queue("ok")
+    away = {"blobs_url": "s3://nowhere", "blobs_endpoint": "http://127.0.0.1:9"}
+    settings = sessions.settings().model_dump() | away
+    sessions.configure(Settings.model_validate(settings))
+    run_job(job_id)
+    job = find(job_id)
+    assert (job.status, job.attempts, job.runner_deaths) == ("queued", 0, 0)
