@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Response
+from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..store import session, workers
+from ..store import figures, session, workers
 from .shapes import Shape
 
 router = APIRouter(tags=["operations"])
 BROKER_TIMEOUT_SECONDS = 0.5
+SKEW_SECONDS = 5.0
+LEAST_FREE_BYTES = 64 * 2**20
 
 
 class Alive(Shape):
@@ -26,8 +32,10 @@ class Ready(Shape):
     """Whether the service can take requests, and carry them out."""
 
     status: Literal["ready", "degraded", "unavailable"]
-    database: bool
-    migrations: bool
+    database: bool = Field(description="It answers, and takes what is written.")
+    migrations: bool = Field(description="Its tables are those of this version.")
+    storage: bool = Field(description="The data folder can be written, and has room.")
+    clock: bool = Field(description="This machine and the database agree on the time.")
     broker: bool
     workers: int
 
@@ -42,40 +50,63 @@ async def healthz() -> Alive:
     "/readyz",
     operation_id="get_readiness",
     response_model=Ready,
-    responses={503: {"model": Ready, "description": "The database is away or not migrated."}},
+    responses={
+        503: {
+            "model": Ready,
+            "description": "Database or storage is missing.",
+        }
+    },
 )
 def readyz(http_response: Response) -> Ready:
-    """Say whether requests can be taken (database, migrations) and carried out (broker, workers).
+    """Say whether requests can be taken (database, migrations, storage) and carried out.
 
-    Without broker or workers the service is `degraded`, not unavailable: requests are kept, and
-    done later.
+    Without broker or workers, or with a clock that is wrong, the service is `degraded`, not
+    unavailable: requests are kept, and done later.
     """
-    database, migrations, live = _database()
-    broker = _broker(session.settings().broker_url)
-    if not (database and migrations):
+    database, migrations, clock, live = _database()
+    storage = _storage(session.settings().data_dir)
+    broker = broker_answers(session.settings().broker_url)
+    if not (database and migrations and storage):
         http_response.status_code = 503
         status: Literal["ready", "degraded", "unavailable"] = "unavailable"
     else:
-        status = "ready" if broker and live else "degraded"
+        status = "ready" if broker and live and clock else "degraded"
     return Ready(
-        status=status, database=database, migrations=migrations, broker=broker, workers=live
+        status=status,
+        database=database,
+        migrations=migrations,
+        storage=storage,
+        clock=clock,
+        broker=broker,
+        workers=live,
     )
 
 
-def _database() -> tuple[bool, bool, int]:
-    """Return whether the database answers, whether it is migrated, and how many workers live."""
+def _database() -> tuple[bool, bool, bool, int]:
+    """Return whether the database answers, is migrated, has our time; and how many workers live."""
     try:
-        session.ping()
+        if not session.writable():
+            return False, False, False, 0
         if not session.at_head():
-            return True, False, 0
+            return True, False, False, 0
         with session.reading() as reader:
-            return True, True, len(workers.live(reader))
+            agreed = abs(figures.skew(reader)) < SKEW_SECONDS
+            return True, True, agreed, len(workers.live(reader))
     except SQLAlchemyError:
         # Not hidden: the answer is 503 and says which part is missing.
-        return False, False, 0
+        return False, False, False, 0
 
 
-def _broker(url: str) -> bool:
+def _storage(folder: Path) -> bool:
+    """Return whether files can be made in the data folder, and there is room for some."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK) and free > LEAST_FREE_BYTES
+
+
+def broker_answers(url: str) -> bool:
     """Return whether the broker says anything, within half a second."""
     parts = urlsplit(url)
     if parts.scheme == "memory":

@@ -86,11 +86,28 @@ def ping() -> None:
         session.execute(text("select 1"))
 
 
+def writable() -> bool:
+    """Whether the database takes what is written; raises OperationalError when it is away."""
+    with engine().connect() as connection:
+        if connection.dialect.name == "postgresql":
+            refused = "pg_is_in_recovery() or current_setting('transaction_read_only')::boolean"
+            return not connection.scalar(text(f"select {refused}"))
+        connection.execute(text("select 1"))
+        file = connection.engine.url.database
+        return file in (None, "", ":memory:") or os.access(str(file), os.W_OK)
+
+
 def at_head() -> bool:
     """Whether every migration has been applied."""
     heads = set(ScriptDirectory(str(MIGRATIONS)).get_heads())
     with engine().connect() as connection:
         return set(MigrationContext.configure(connection).get_current_heads()) == heads
+
+
+def revision() -> str | None:
+    """The newest migration that was applied; None before the first."""
+    with engine().connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(revision: str = "head") -> None:
