@@ -60,6 +60,8 @@ def dispatch() -> list[str]:
         bell.send(*due)
         with sessions.transaction() as session:
             jobs.stamp_dispatched(session, due)
+        for job_id in due:
+            _log.info("job_rung", job_id=job_id)
     return due
 
 

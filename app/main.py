@@ -15,7 +15,7 @@ from core.audits import audits as registered
 from core.networks import networks
 from core.unlearners import unlearners
 
-from . import __version__
+from . import __version__, logs, tracing
 from .api import (
     api_keys,
     audit_shapes,
@@ -25,6 +25,7 @@ from .api import (
     health,
     jobs,
     models,
+    operations,
     problems,
     recommendations,
     request_shapes,
@@ -34,6 +35,7 @@ from .api import (
 )
 from .api.door import Door
 from .api.server import OPTIONS
+from .api.watch import Watch
 from .dispatch import Dispatcher
 from .settings import get_settings
 
@@ -50,6 +52,7 @@ ROUTERS = (
     recommendations,
     api_keys,
     health,
+    operations,
 )
 BODIES: list[type[BaseModel]] = [
     models.ModelCreate,
@@ -119,8 +122,16 @@ def build(*, dispatcher: bool = True) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
         responses=problems.problems(),
+        telemetry={
+            "tracer_provider": tracing.provider(),
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     made.add_middleware(Door)
+    made.add_middleware(Watch)
     problems.install(made)
     for part in ROUTERS:
         made.include_router(part.router)
@@ -133,7 +144,12 @@ api = build()
 def main() -> None:
     """Serve the API alone; workers run elsewhere."""
     settings = get_settings()
-    uvicorn.run(api, host=settings.host, port=settings.port, **OPTIONS)
+    logs.configure(settings)
+    tracing.start(settings)
+    try:
+        uvicorn.run(api, host=settings.host, port=settings.port, **OPTIONS)
+    finally:
+        tracing.stop()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 import secrets
 from functools import cache
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
@@ -90,6 +91,23 @@ class Settings(BaseSettings):
     torch_threads: int = Field(0, ge=0, description="Threads of a runner; 0 leaves torch's choice.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     spare_runner: bool = Field(True, description="Keep one runner started ahead, without data.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged: debug, info, warning or error."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="json, console, or auto: console where a terminal is attached."
+    )
+    metrics_token: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Bearer token, at least 32 characters, that may read /metrics and nothing "
+        "else, even while the database is away.",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="OpenTelemetry collector for traces, http(s)://host:4318; empty exports none.",
+    )
 
     @model_validator(mode="after")
     def _refuse_insecure(self) -> Settings:
@@ -171,7 +189,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """Environment for a service started as a child: this process's own, with these settings."""
     import os  # beside the settings, the only reader of the environment
 
-    secret = {"pepper", "blobs_secret_key"}
+    secret = {"pepper", "blobs_secret_key", "metrics_token"}
     explicit = settings.model_dump(include=settings.model_fields_set, exclude=secret)
     values = {f"LETHE_{name.upper()}": str(value) for name, value in explicit.items()}
     return {**os.environ, **values}  # noqa: TID251  # this is the file that may

@@ -1,7 +1,9 @@
-"""``python -m worker.alive``: whether a worker of this machine was seen lately.
+"""``python -m worker.alive``: whether a worker of this machine lives, and hears its bell.
 
-The health check of a worker container; it exits with 1 if none was. A worker says that it lives
-whenever its sweeper passes, so this sees a dead process, a dead thread and a lost database.
+The health check of a worker container; it exits with 1 if not. A worker says that it lives whenever
+its sweeper passes, so this sees a dead process, a dead thread and a lost database. It also sees a
+worker that sweeps but does nothing: jobs are rung again and again, and it claims none. While the
+broker is away nothing is rung, so that is no reason to start workers anew.
 """
 
 from __future__ import annotations
@@ -9,8 +11,19 @@ from __future__ import annotations
 import socket
 import sys
 
-from app.store import workers
-from app.store.session import reading
+from sqlalchemy import select
+
+from app.store import clock, workers
+from app.store.figures import seconds
+from app.store.jobs.queueing import is_due
+from app.store.session import reading, settings
+from app.store.tables import Job
+
+DEAF_SECONDS = 180.0
+"""How old a job has to be that was rung in vain."""
+
+HEARD_SECONDS = 10.0
+"""A ring that is younger may not have been heard yet."""
 
 
 def alive(host: str) -> bool:
@@ -19,5 +32,24 @@ def alive(host: str) -> bool:
         return any(worker.id.startswith(f"{host}-") for worker in workers.live(session))
 
 
+def deaf(host: str) -> bool:
+    """Whether old jobs were rung in vain lately, while no worker on ``host`` does anything."""
+    busy = select(Job.id).where(
+        Job.status == "running", Job.lease_owner.startswith(f"{host}-", autoescape=True)
+    )
+    lately = clock.now() - 2 * settings().redispatch_seconds
+    unheard = select(Job.id).where(
+        is_due(),
+        seconds(Job.created_at) < clock.now() - DEAF_SECONDS,
+        Job.run_after < clock.now() - DEAF_SECONDS,
+        Job.dispatched_at.between(lately, clock.now() - HEARD_SECONDS),
+    )
+    with reading() as session:
+        if session.scalar(busy.limit(1)) is not None:
+            return False
+        return session.scalar(unheard.limit(1)) is not None
+
+
 if __name__ == "__main__":
-    sys.exit(not alive(socket.gethostname()))
+    here = socket.gethostname()
+    sys.exit(not alive(here) or deaf(here))

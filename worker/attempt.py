@@ -10,11 +10,12 @@ from functools import partial
 
 import structlog
 
+from app.logs import scrubbed
 from app.store import jobs
 from app.store.blobs import BlobMissing, StorageAway
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
-from worker import steps
+from worker import steps, traces
 from worker.lease import CancelRequested, Heartbeat
 from worker.protocol import Done, Failed, Progress
 from worker.results import Ending
@@ -74,7 +75,7 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
             raise
         _log.error("storage_full")
         return partial(jobs.release, claim=claim, delay=STORAGE_FULL_SECONDS)
-    _log.warning("job_refused", code=event.code, stderr=runner.stderr)
+    _log.warning("job_refused", code=event.code, stack=scrubbed(runner.stderr))
     return partial(jobs.fail, claim=claim, code=event.code, detail=event.detail, retryable=False)
 
 
@@ -115,6 +116,7 @@ def accompany(
             heard_at = now
         if isinstance(event, Progress):
             beat.tell(event)
+            traces.enter(event)
         if now - heard_at > stall_seconds:
             raise RunnerDied(f"runner said nothing for {stall_seconds:g} s")
         if closing.is_set():

@@ -11,9 +11,11 @@ from functools import partial
 import structlog
 
 from app import bell
+from app.logs import scrubbed
 from app.store import jobs
 from app.store.jobs import Claim, LeaseLost
 from app.store.session import transaction
+from worker import traces
 from worker.attempt import attempt
 from worker.lease import insist
 from worker.results import Ending
@@ -33,7 +35,7 @@ def run_job(job_id: str) -> None:
         claim = jobs.claim(session, job_id, here.name)
     if claim is None:
         return
-    with structlog.contextvars.bound_contextvars(job=job_id, epoch=claim.epoch):
+    with traces.of(claim):
         _log.info("job_started", kind=claim.job.kind)
         try:
             _run(claim, here)
@@ -44,14 +46,19 @@ def run_job(job_id: str) -> None:
 
 def _run(claim: Claim, here: Station) -> None:
     if claim.nothing_left:
-        return _end(partial(jobs.finish_without_influence, claim=claim))
+        return _end(claim, partial(jobs.finish_without_influence, claim=claim))
     runner = here.bench.take()
     try:
-        _end(attempt(claim, runner, here))
+        _end(claim, attempt(claim, runner, here))
     except RunnerDied as death:
-        _log.warning("runner_died", reason=death.reason, stderr=death.stderr)
+        _log.warning(
+            "runner_died", reason=death.reason.partition(":")[0], stack=scrubbed(death.stderr)
+        )
         _end(
-            partial(jobs.fail, claim=claim, code="runner_died", detail=death.reason, retryable=True)
+            claim,
+            partial(
+                jobs.fail, claim=claim, code="runner_died", detail=death.reason, retryable=True
+            ),
         )
     finally:
         runner.close()
@@ -59,10 +66,12 @@ def _run(claim: Claim, here: Station) -> None:
             here.bench.refill()
 
 
-def _end(ending: Ending) -> None:
-    def act() -> None:
+def _end(claim: Claim, ending: Ending) -> None:
+    def act() -> str:
         with transaction() as session:
             ending(session)
+            return jobs.get(session, claim.job.tenant_id, claim.job.id).status
 
-    insist(act)
-    _log.info("job_ended")
+    status = insist(act)
+    _log.info("job_ended", status=status)
+    traces.ended(status)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -68,7 +70,9 @@ class Heartbeat:
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._news = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        # In the context of whoever holds the lease: what the thread logs belongs to the same job.
+        run = partial(copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()

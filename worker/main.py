@@ -11,10 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import structlog
-from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import (
+    setup_logging,
+    worker_init,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 
+from app import logs, tracing
 from app.bell import celery
 from app.dispatch import Dispatcher
+from app.settings import get_settings
 from app.store.session import at_head
 from worker import jobs
 from worker.station import station
@@ -39,6 +47,13 @@ class _Helpers:
 
 
 _running: list[_Helpers] = []
+
+
+@setup_logging.connect
+def set_up_logs(**_: object) -> None:
+    """Log and trace like every other process; Celery's own options for logs have no effect."""
+    logs.configure(get_settings())
+    tracing.start(get_settings())
 
 
 @worker_init.connect
@@ -73,3 +88,4 @@ def close_station(**_: object) -> None:
             _running.pop().stop()
     finally:
         station().close()
+        tracing.stop()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import logging
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ import structlog
 import uvicorn
 from celery.worker import WorkController, state
 
+from app import logs, tracing
 from app.bell import celery
 from app.settings import Settings, get_settings, write_private
 from app.store import jobs, keys
@@ -76,8 +76,9 @@ class WorkerThread(threading.Thread):
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.WARNING)
     settings = _settings()
+    logs.configure(settings)
+    tracing.start(settings)
     lock = _lock(settings.data_dir)
     _take_over(settings)
     stopping = threading.Event()
@@ -90,6 +91,7 @@ def main() -> None:
         started = _serve_api(settings, stopping)
     finally:
         worker.stop()
+        tracing.stop()
         lock.close()
     if worker.failed or not started:
         sys.exit(1)

@@ -146,7 +146,7 @@ class Runner:
             _close(pipe)
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.scratch.exists():
-            _log.error("scratch_left", path=str(self.scratch))
+            _log.error("scratch_left", scratch=self.scratch.name)
 
     def _death(self, reason: str) -> RunnerDied:
         status = self.kill()

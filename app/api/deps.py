@@ -10,7 +10,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.orm import Session
 
-from .. import bell
+from .. import bell, correlation
 from ..store import keys
 from ..store.errors import BadRequest, Forbidden, Unauthenticated
 from ..store.session import reading, transaction
@@ -49,6 +49,7 @@ def authenticated(
 ) -> keys.Caller:
     """Return who calls; refuse without a usable key (401), the scope (403), or a known query."""
     caller = _caller(credentials)
+    correlation.note(tenant=caller.tenant_id)
     missing = [scope for scope in scopes.scopes if scope not in caller.scopes]
     if missing:
         raise Forbidden(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 
 import structlog
 from fastapi import Request
@@ -11,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
+from .. import correlation, logs
 from ..store.errors import ServiceError
 from . import problems
 
@@ -46,6 +46,7 @@ class Door:
             await self.app(scope, receive, send)
             return
         scope["lethe.request_id"] = request_id = _request_id(scope)
+        correlation.note(request_id=request_id)
         started = False
 
         async def stamped(message: Message) -> None:
@@ -77,7 +78,7 @@ def _log(error: Exception, scope: Scope) -> None:
         error=type(error).__name__,
         request_id=scope["lethe.request_id"],
         method=scope["method"],
-        stack="".join(traceback.format_tb(error.__traceback__)[-10:]),
+        stack=logs.places(error.__traceback__),
     )
 
 

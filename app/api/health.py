@@ -7,14 +7,16 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Response
+from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..store import session, workers
+from ..store import figures, session, workers
 from ..store.blobs import StorageAway, blobs
 from .shapes import Shape
 
 router = APIRouter(tags=["operations"])
 BROKER_TIMEOUT_SECONDS = 0.5
+SKEW_SECONDS = 5.0
 
 
 class Alive(Shape):
@@ -27,9 +29,12 @@ class Ready(Shape):
     """Whether the service can take requests, and carry them out."""
 
     status: Literal["ready", "degraded", "unavailable"]
-    database: bool
-    migrations: bool
-    storage: bool
+    database: bool = Field(description="It answers, and takes what is written.")
+    migrations: bool = Field(description="Its tables are those of this version.")
+    storage: bool = Field(
+        description="Blobs can be written: the folder has room, or the bucket answers."
+    )
+    clock: bool = Field(description="This machine and the database agree on the time.")
     broker: bool
     workers: int
 
@@ -44,44 +49,52 @@ async def healthz() -> Alive:
     "/readyz",
     operation_id="get_readiness",
     response_model=Ready,
-    responses={503: {"model": Ready, "description": "The database is away or not migrated."}},
+    responses={
+        503: {
+            "model": Ready,
+            "description": "The database is away or not migrated.",
+        }
+    },
 )
 def readyz(http_response: Response) -> Ready:
     """Say whether requests can be taken, and whether they can be carried out.
 
-    The first needs database and migrations. Without storage, broker or workers the service is
-    `degraded`, not unavailable: requests are kept, and done later.
+    The first needs database and migrations. Without storage, broker or workers, or with a clock
+    that is wrong, the service is `degraded`, not unavailable: requests are kept, and done later.
     Uploads and downloads need the storage.
     """
-    database, migrations, live = _database()
+    database, migrations, clock, live = _database()
     storage = _storage()
-    broker = _broker(session.settings().broker_url)
+    broker = broker_answers(session.settings().broker_url)
     if not (database and migrations):
         http_response.status_code = 503
         status: Literal["ready", "degraded", "unavailable"] = "unavailable"
     else:
-        status = "ready" if storage and broker and live else "degraded"
+        status = "ready" if storage and clock and broker and live else "degraded"
     return Ready(
         status=status,
         database=database,
         migrations=migrations,
         storage=storage,
+        clock=clock,
         broker=broker,
         workers=live,
     )
 
 
-def _database() -> tuple[bool, bool, int]:
-    """Return whether the database answers, whether it is migrated, and how many workers live."""
+def _database() -> tuple[bool, bool, bool, int]:
+    """Return whether the database answers, is migrated, has our time; and how many workers live."""
     try:
-        session.ping()
+        if not session.writable():
+            return False, False, False, 0
         if not session.at_head():
-            return True, False, 0
+            return True, False, False, 0
         with session.reading() as reader:
-            return True, True, len(workers.live(reader))
+            agreed = abs(figures.skew(reader)) < SKEW_SECONDS
+            return True, True, agreed, len(workers.live(reader))
     except SQLAlchemyError:
         # Not hidden: the answer is 503 and says which part is missing.
-        return False, False, 0
+        return False, False, False, 0
 
 
 def _storage() -> bool:
@@ -94,7 +107,7 @@ def _storage() -> bool:
     return True
 
 
-def _broker(url: str) -> bool:
+def broker_answers(url: str) -> bool:
     """Return whether the broker says anything, within half a second."""
     parts = urlsplit(url)
     if parts.scheme == "memory":

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from .. import correlation
 from ..store.errors import (
     BadRequest,
     Conflict,
@@ -55,6 +56,7 @@ class Problem(BaseModel):
     instance: str = Field(description="Path of the call.")
     code: str = Field(description="Stable snake_case code.")
     request_id: str = Field(description="Also in the header `X-Request-Id`.")
+    trace_id: str = Field(description="W3C trace id; empty where the call could not be read.")
     errors: list[FieldError] = []
     retryable: bool = Field(description="Whether the same call may succeed later.")
 
@@ -98,6 +100,7 @@ def document(error: ServiceError, *, instance: str, request_id: str) -> dict[str
         "instance": instance,
         "code": error.code,
         "request_id": request_id,
+        "trace_id": correlation.trace_id(),
         "errors": error.errors,
         "retryable": error.status in RETRYABLE or "retry-after" in headers,
         **error.extra,
@@ -168,7 +171,7 @@ async def _http_exception(http_request: Request, error: Exception) -> Response:
 
 
 async def _database_error(http_request: Request, error: Exception) -> Response:
-    log.error("database_error", error=type(error).__name__, path=http_request.scope["path"])
+    log.error("database_error", error=type(error).__name__)
     if "disk is full" in str(error):
         return response(http_request, InsufficientStorage(detail="The database's disk is full."))
     detail = "The database does not answer; nothing was changed."
@@ -176,7 +179,7 @@ async def _database_error(http_request: Request, error: Exception) -> Response:
 
 
 async def _integrity_error(http_request: Request, error: Exception) -> Response:
-    log.error("integrity_error", error=type(error).__name__, path=http_request.scope["path"])
+    log.error("integrity_error", error=type(error).__name__)
     detail = "Another call changed the same thing at the same moment; try again."
     return response(http_request, Conflict(detail=detail, headers={"Retry-After": "1"}))
 

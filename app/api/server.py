@@ -47,6 +47,8 @@ OPTIONS: dict[str, Any] = {
     "http": Protocol,
     "h11_max_incomplete_event_size": MAX_HEADER_BYTES + MAX_TARGET_BYTES,
     "server_header": False,
+    "log_config": None,
+    "access_log": False,
     "timeout_graceful_shutdown": 10,
 }
 """Arguments for ``uvicorn.Config`` beside the application, host and port."""

@@ -86,6 +86,17 @@ def ping() -> None:
         session.execute(text("select 1"))
 
 
+def writable() -> bool:
+    """Whether the database takes what is written; raises OperationalError when it is away."""
+    with engine().connect() as connection:
+        if connection.dialect.name == "postgresql":
+            refused = "pg_is_in_recovery() or current_setting('transaction_read_only')::boolean"
+            return not connection.scalar(text(f"select {refused}"))
+        connection.execute(text("select 1"))
+        file = connection.engine.url.database
+        return file in (None, "", ":memory:") or os.access(str(file), os.W_OK)
+
+
 def at_head() -> bool:
     """Whether every migration has been applied, and perhaps those of the next release.
 

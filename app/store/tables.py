@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from .. import correlation
 from . import status
 from .columns import Rows, UTCDateTime
 
@@ -289,6 +290,8 @@ class Request(Base):
     """``{"code", "detail"}`` when a person must act."""
     applied_version_id: Mapped[str | None]
     meta: Mapped[Document] = mapped_column(default=dict)
+    call_id: Mapped[str | None] = mapped_column(String(128), default=correlation.request_id)
+    """``X-Request-Id`` of the call that made it."""
     received_at: Mapped[datetime]
     due_at: Mapped[datetime]
     created_at: Mapped[datetime] = mapped_column(default=_now)
@@ -350,6 +353,10 @@ class Job(Base):
     lease_until: Mapped[float | None]
     run_after: Mapped[float] = mapped_column(default=0.0)
     dispatched_at: Mapped[float | None]
+    call_id: Mapped[str | None] = mapped_column(String(128), default=correlation.request_id)
+    """``X-Request-Id`` of the call that made it."""
+    trace_parent: Mapped[str | None] = mapped_column(String(64), default=correlation.trace_parent)
+    """W3C ``traceparent`` of that call; the job's own trace links to it."""
     cancel_requested_at: Mapped[datetime | None]
     result: Mapped[Document | None]
     error: Mapped[Document | None]

@@ -38,6 +38,7 @@ def test_ready(http: TestClient) -> None:
         "database": True,
         "migrations": True,
         "storage": True,
+        "clock": True,
         "broker": True,
         "workers": 1,
     }
@@ -94,4 +95,4 @@ def serve(server: socket.socket, answers: bool) -> None:
 def test_broker_that_is_away(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert health._broker(f"redis://127.0.0.1:{port}/0") is False
+    assert health.broker_answers(f"redis://127.0.0.1:{port}/0") is False

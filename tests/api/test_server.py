@@ -22,7 +22,7 @@ from .world import Tenant
 @pytest.fixture
 def port(api: FastAPI, settings: Settings) -> Iterator[int]:
     """Port of a running server."""
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_config=None, lifespan="off", **OPTIONS))
+    server = uvicorn.Server(uvicorn.Config(api, port=0, lifespan="off", **OPTIONS))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from app.settings import Settings
-from app.store import clock, session, tables
-from worker.alive import alive
+from app.store import clock, keys, session, tables
+from app.store.ids import new
+from worker.alive import alive, deaf
 
 
 @pytest.fixture
@@ -37,3 +39,39 @@ def test_a_worker_that_fell_silent_is_not(ledger: None) -> None:
 def test_a_worker_of_another_machine_does_not_count(ledger: None) -> None:
     seen("host2-17-abcd", 0)
     assert not alive("host")
+
+
+def a_job(owner: str | None = None, rung_ago: float = 30, put_off: float = 0) -> None:
+    """An old job that was rung."""
+    with session.transaction() as db:
+        tenant = keys.ensure_tenant(db, "t")
+        job = tables.Job(
+            tenant_id=tenant.id,
+            id=new("job"),
+            kind="ingest",
+            status="running" if owner else "queued",
+            lease_owner=owner,
+            lease_until=clock.now() + 60 if owner else None,
+            created_at=datetime.now(UTC) - timedelta(hours=1),
+            dispatched_at=clock.now() - rung_ago,
+            run_after=clock.now() - put_off if put_off else 0,
+        )
+        db.add(job)
+
+
+def test_an_idle_worker_that_hears_no_bell_is_deaf(ledger: None) -> None:
+    assert not deaf("host")
+    a_job()
+    assert deaf("host")
+    a_job(owner="host2-17-abcd")
+    assert deaf("host")
+    a_job(owner="host-17-abcd")
+    assert not deaf("host")
+
+
+@pytest.mark.parametrize(("rung_ago", "put_off"), [(600, 0), (1, 0), (30, 60)])
+def test_what_was_not_rung_lately_or_is_young_makes_nobody_deaf(
+    ledger: None, rung_ago: float, put_off: float
+) -> None:
+    a_job(rung_ago=rung_ago, put_off=put_off)
+    assert not deaf("host")

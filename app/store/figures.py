@@ -1,0 +1,303 @@
+"""What operators count, read from the rows: no broker, no counter of a process that may be gone.
+
+Labels come from closed lists, and no figure tells one tenant from another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from typing import Any, Literal, cast, get_args
+
+from sqlalchemy import ColumnElement, Double, case, func, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
+
+from core.findings import Gate
+from core.methods import METHODS
+
+from . import clock, workers
+from .jobs.queueing import is_due
+from .status import (
+    REQUEST_TERMINAL,
+    DatasetStatus,
+    JobKind,
+    JobStatus,
+    RequestStatus,
+    VersionStatus,
+)
+from .tables import Dataset, Job, Model, Request, Rung, Trash, Version
+
+Labels = tuple[str, ...]
+Values = Mapping[Labels, float]
+
+CODES = (
+    *("cancelled", "evidence_insufficient", "internal", "ladder_exhausted", "out_of_memory"),
+    *("out_of_time", "runner_died", "upload_rejected", "worker_lost"),
+)
+"""Codes of failures that operators tell apart; all others say that the material is unusable."""
+REFUSED = "refused"
+BUCKETS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
+"""Upper bounds of times to erasure, in seconds."""
+SOON = timedelta(days=7)
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric: ``lethe_`` + ``name``."""
+
+    name: str
+    help: str
+    labels: Labels
+    read: Callable[[Session], Values]
+    kind: Literal["gauge", "counter"] = "gauge"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Times in seconds, counted up to each bound."""
+
+    counts: tuple[float, ...]
+    """One per bound, each including those before, then all."""
+    total: float
+
+
+class seconds(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
+    """Seconds since the epoch of a timestamp column, as SQL."""
+
+    type = Double()
+    inherit_cache = True
+    name = "lethe_seconds"
+
+
+@compiles(seconds, "postgresql")
+def _postgres(element: seconds, compiler: Any, **options: Any) -> str:
+    return f"extract(epoch from {compiler.process(element.clauses, **options)})::double precision"
+
+
+@compiles(seconds, "sqlite")
+def _sqlite(element: seconds, compiler: Any, **options: Any) -> str:
+    return f"((julianday({compiler.process(element.clauses, **options)}) - 2440587.5) * 86400.0)"
+
+
+def erasure(session: Session) -> dict[str, Distribution]:
+    """Times from a request's arrival to its completion, by outcome."""
+    took: ColumnElement[float] = seconds(Request.completed_at) - seconds(Request.created_at)
+    upto = [func.sum(case((took <= bound, 1), else_=0)) for bound in BUCKETS]
+    chosen = (
+        select(Request.outcome, func.sum(took), func.count(), *upto)
+        .where(Request.status == "completed", Request.outcome.is_not(None))
+        .group_by(Request.outcome)
+    )
+    return {
+        outcome: Distribution((*map(float, counts), float(num)), float(total))
+        for outcome, total, num, *counts in session.execute(chosen)
+    }
+
+
+def skew(session: Session) -> float:
+    """Seconds that this machine's clock is ahead of the database's."""
+    return datetime.now(UTC).timestamp() - (session.scalar(select(clock.now())) or 0.0)
+
+
+def _states(states: object) -> list[Labels]:
+    return [(state,) for state in get_args(states)]
+
+
+def _all(known: Iterable[Labels], found: Iterable[Any]) -> Values:
+    """Values by labels, with a zero for what was not found."""
+    return dict.fromkeys(known, 0.0) | {tuple(row[:-1]): float(row[-1] or 0) for row in found}
+
+
+def _one(session: Session, chosen: Any) -> Values:
+    return {(): float(session.scalar(chosen) or 0)}
+
+
+def _jobs(session: Session) -> Values:
+    known = product(get_args(JobKind), get_args(JobStatus))
+    counted = select(Job.kind, Job.status, func.count()).group_by(Job.kind, Job.status)
+    return _all(known, session.execute(counted))
+
+
+def _oldest(session: Session) -> Values:
+    since = case((Job.status == "running", Job.started_at), else_=Job.created_at)
+    age = func.max(clock.now() - seconds(since))
+    oldest = select(Job.status, age).where(Job.status.in_(("queued", "running")))
+    return _all([("queued",), ("running",)], session.execute(oldest.group_by(Job.status)))
+
+
+def _due(session: Session) -> Values:
+    return _one(session, select(func.count()).select_from(Job).where(is_due()))
+
+
+def _lag(session: Session) -> Values:
+    since = case((Job.run_after > 0, Job.run_after), else_=seconds(Job.created_at))
+    unheard = select(func.max(clock.now() - since)).where(is_due(), Job.dispatched_at.is_(None))
+    return {(): max(0.0, _one(session, unheard)[()])}
+
+
+def _sum(column: Any) -> Callable[[Session], Values]:
+    return lambda session: _one(session, select(func.sum(column)))
+
+
+def _failures(session: Session) -> Values:
+    code = Job.error["code"].as_string()
+    counted = select(code, func.count()).where(Job.status == "failed").group_by(code)
+    found: Counter[str] = Counter()
+    for name, num in session.execute(counted):
+        found[name if name in CODES else REFUSED] += num
+    return {(name,): float(found[name]) for name in (*CODES, REFUSED)}
+
+
+def _expired(session: Session) -> Values:
+    expired = select(func.count()).where(Job.status == "running", Job.lease_until < clock.now())
+    return _one(session, expired)
+
+
+def _lost_twice(session: Session) -> Values:
+    lost = select(func.count()).where(
+        Job.status.in_(("queued", "running")), Job.lost_leases + Job.runner_deaths >= 2
+    )
+    return _one(session, lost)
+
+
+def _requests(session: Session) -> Values:
+    counted = select(Request.status, func.count()).group_by(Request.status)
+    return _all(_states(RequestStatus), session.execute(counted))
+
+
+def _open_by(due: ColumnElement[bool]) -> Any:
+    return select(func.count()).where(Request.status.not_in(REQUEST_TERMINAL), due)
+
+
+def _overdue(session: Session) -> Values:
+    return _one(session, _open_by(Request.due_at < datetime.now(UTC)))
+
+
+def _due_soon(session: Session) -> Values:
+    now = datetime.now(UTC)
+    return _one(session, _open_by(Request.due_at.between(now, now + SOON)))
+
+
+def _versions(session: Session) -> Values:
+    counted = select(Version.status, func.count()).group_by(Version.status)
+    return _all(_states(VersionStatus), session.execute(counted))
+
+
+def _datasets(session: Session) -> Values:
+    counted = select(Dataset.status, func.count()).group_by(Dataset.status)
+    return _all(_states(DatasetStatus), session.execute(counted))
+
+
+def _models(session: Session) -> Values:
+    return _one(session, select(func.count()).where(Model.status == "active"))
+
+
+def _bytes(session: Session) -> Values:
+    held = {
+        ("weights",): select(func.sum(Version.size_bytes)).where(Version.blob.is_not(None)),
+        ("datasets",): select(func.sum(Dataset.size_bytes)).where(Dataset.blob.is_not(None)),
+    }
+    return {what: float(session.scalar(chosen) or 0) for what, chosen in held.items()}
+
+
+def _trash(session: Session) -> Values:
+    return _one(session, select(func.count()).select_from(Trash))
+
+
+def _oldest_trash(session: Session) -> Values:
+    return _one(session, select(func.max(clock.now() - seconds(Trash.created_at))))
+
+
+def _workers(session: Session) -> Values:
+    found = Counter((worker.kind,) for worker in workers.live(session))
+    return _all([("celery",), ("embedded",)], ((*kind, num) for kind, num in found.items()))
+
+
+def _slots(session: Session) -> Values:
+    return {(): float(workers.slots(session))}
+
+
+def _recent(*columns: Any) -> Any:
+    return (
+        select(*columns)
+        .join(Job, (Job.tenant_id == Rung.tenant_id) & (Job.id == Rung.job_id))
+        .where(Job.finished_at > datetime.now(UTC) - DAY)
+    )
+
+
+def _rungs(session: Session) -> Values:
+    method = Rung.body["unlearner"]["name"].as_string()
+    status = Rung.body["status"].as_string()
+    counted = _recent(method, status, func.count()).group_by(method, status)
+    found: Counter[Labels] = Counter()
+    for name, state, num in session.execute(counted):
+        found[name if name in METHODS else "other", state] += num
+    return {labels: float(num) for labels, num in found.items()}
+
+
+def _gates(session: Session) -> Values:
+    kinds = get_args(Gate.model_fields["kind"].annotation)
+    verdicts = get_args(Gate.model_fields["verdict"].annotation)
+    found = Counter(
+        (cast("str", gate["kind"]), cast("str", gate["verdict"]))
+        for gates in session.scalars(_recent(Rung.body["gates"]))
+        for gate in gates or []
+    )
+    return {labels: float(found[labels]) for labels in product(kinds, verdicts)}
+
+
+FIGURES = (
+    Figure("jobs", "Jobs by kind and status.", ("kind", "status"), _jobs),
+    Figure("jobs_due", "Queued jobs that could run at once.", (), _due),
+    Figure("oldest_job_seconds", "Age of the oldest unfinished job.", ("status",), _oldest),
+    Figure("dispatch_lag_seconds", "Longest that a due job has not been rung for.", (), _lag),
+    Figure(
+        "attempts_total", "Attempts at jobs, counted at claim.", (), _sum(Job.attempts), "counter"
+    ),
+    Figure(
+        "runner_deaths_total",
+        "Runners that ended without a last word.",
+        (),
+        _sum(Job.runner_deaths),
+        "counter",
+    ),
+    Figure(
+        "lost_leases_total",
+        "Leases that ran out with their worker.",
+        (),
+        _sum(Job.lost_leases),
+        "counter",
+    ),
+    Figure("failures_total", "Failed jobs by code.", ("code",), _failures, "counter"),
+    Figure("expired_leases", "Running jobs whose lease has run out.", (), _expired),
+    Figure("jobs_lost_twice", "Unfinished jobs that lost two runners or leases.", (), _lost_twice),
+    Figure("requests", "Unlearn requests by status.", ("status",), _requests),
+    Figure("requests_overdue", "Open requests past their date.", (), _overdue),
+    Figure("requests_due_soon", "Open requests due within seven days.", (), _due_soon),
+    Figure("versions", "Versions of models by status.", ("status",), _versions),
+    Figure("datasets", "Datasets by status.", ("status",), _datasets),
+    Figure("models", "Models that are not deleted.", (), _models),
+    Figure("stored_bytes", "Bytes as uploaded or published, still kept.", ("what",), _bytes),
+    Figure("trash", "Files that wait to be removed.", (), _trash),
+    Figure("oldest_trash_seconds", "Longest that a file waits to be removed.", (), _oldest_trash),
+    Figure("workers", "Living workers by kind.", ("kind",), _workers),
+    Figure("worker_slots", "Jobs that the living workers can do at once.", (), _slots),
+    Figure(
+        "rungs_last_day",
+        "Rungs of jobs that ended within a day, by unlearner and status.",
+        ("method", "status"),
+        _rungs,
+    ),
+    Figure(
+        "gates_last_day",
+        "Gates of jobs that ended within a day, by kind and verdict.",
+        ("kind", "verdict"),
+        _gates,
+    ),
+)

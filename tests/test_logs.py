@@ -1,0 +1,142 @@
+"""What may be logged, and what may not."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from fastapi.testclient import TestClient
+
+from app import correlation, logs
+from app.main import build
+from app.settings import Settings
+
+SECRET = "someone@example.org"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Leave logging as it was."""
+    names = [None, *logs.OURS, *logs.TALKATIVE, "uvicorn", "uvicorn.access"]
+    before = [(logging.getLogger(n), logging.getLogger(n).level) for n in names]
+    handlers = logging.getLogger().handlers[:]
+    propagates = logging.getLogger("uvicorn.access").propagate
+    yield
+    structlog.reset_defaults()
+    for logger, level in before:
+        logger.setLevel(level)
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger("uvicorn.access").propagate = propagates
+
+
+@pytest.fixture
+def stream(restored: None) -> io.StringIO:
+    """Where the logs of this test go, as JSON."""
+    made = io.StringIO()
+    logs.configure(Settings(log_format="json"), made)
+    return made
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_unknown_fields_are_dropped_and_counted(stream: io.StringIO) -> None:
+    before = logs.num_dropped()
+    structlog.get_logger("app.x").info("hello", job_id="job_1", file=SECRET, code=["not", "plain"])
+    (line,) = lines(stream)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "level": "info",
+        "event": "hello",
+        "logger": "app.x",
+        "job_id": "job_1",
+        "dropped": 2,
+    }
+    assert logs.num_dropped() == before + 2
+
+
+def test_an_exception_is_its_type_and_places(stream: io.StringIO) -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        structlog.get_logger("app.x").exception("broken")
+        logging.getLogger("sqlalchemy.pool").exception("of %s", SECRET)
+    ours, library = lines(stream)
+    assert (ours["error"], library["error"]) == ("ValueError", "ValueError")
+    assert "test_logs.py" in ours["stack"]
+    assert library["event"] == "of %s"
+    assert SECRET not in stream.getvalue()
+
+
+def test_a_library_keeps_its_values_for_itself(stream: io.StringIO) -> None:
+    logging.getLogger("asyncio").error(SECRET)
+    logging.getLogger("celery.worker").warning("Received %r", SECRET)
+    logging.getLogger("uvicorn.error").info("Running on %s:%d", "host", 80)
+    logging.getLogger("uvicorn.access").info("GET /%s", SECRET)
+    logging.getLogger("sqlalchemy.engine").info("select %s", SECRET)
+    assert [line["event"] for line in lines(stream)] == [
+        "library_message",
+        "Received %r",
+        "Running on host:80",
+    ]
+    assert SECRET not in stream.getvalue()
+
+
+def test_a_terminal_gets_a_readable_line(restored: None) -> None:
+    terminal = Terminal()
+    logs.configure(Settings(), terminal)
+    structlog.get_logger("app.x").info("hello", job_id="job_1", file=SECRET)
+    text = terminal.getvalue()
+    assert "hello" in text
+    assert "job_1" in text
+    assert not text.startswith("{")
+    assert SECRET not in text
+
+
+def test_what_a_runner_wrote_is_reduced_to_places() -> None:
+    stderr = (
+        "Traceback (most recent call last):\n"
+        '  File "/srv/core/ingest.py", line 12, in read\n'
+        f"    names['{SECRET}']\n"
+        f"KeyError: '{SECRET}'\n"
+        f"pyarrow.lib.ArrowInvalid: {SECRET}\n"
+        f"{SECRET}\n"
+    )
+    assert logs.scrubbed(stderr) == "ingest.py:12 read | KeyError"
+
+
+def test_a_call_is_one_line_that_names_no_value(
+    stream: io.StringIO, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http = TestClient(build(dispatcher=False))
+    answer = http.get(
+        f"/jobs/{SECRET}?{SECRET}={SECRET}",
+        headers={"X-Request-Id": "my-call", "User-Agent": SECRET},
+    )
+    (line,) = lines(stream)
+    assert (line["event"], line["method"], line["route"]) == ("call", "GET", "/jobs/{job_id}")
+    assert (line["status"], line["request_id"]) == (answer.status_code, "my-call")
+    assert line["trace_id"] == answer.json()["trace_id"]
+    assert len(line["trace_id"]) == 32
+    assert SECRET not in stream.getvalue()
+
+
+def test_calls_do_not_inherit_from_each_other() -> None:
+    correlation.fresh()
+    correlation.note(request_id="one")
+    assert correlation.request_id() == "one"
+    correlation.fresh()
+    assert correlation.request_id() is None
