@@ -14,6 +14,7 @@ from app import bell
 from app.settings import Settings
 from app.store import jobs, keys
 from app.store import session as sessions
+from app.store.failpoints import failpoint
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +58,9 @@ def dispatch() -> list[str]:
     with sessions.reading() as session:
         due = jobs.due(session)
     if due:
+        failpoint("dispatch.before_send")
         bell.send(*due)
+        failpoint("dispatch.after_send")
         with sessions.transaction() as session:
             jobs.stamp_dispatched(session, due)
     return due

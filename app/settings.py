@@ -42,6 +42,15 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         900.0, gt=0, description="A runner that reports nothing for so long is killed."
     )
+    max_job_seconds: float = Field(
+        7 * 86_400.0, gt=0, description="Wall-clock limit of jobs that name none themselves."
+    )
+    overtime_seconds: float = Field(
+        300.0, gt=0, description="A runner so far past the limit of its job is killed."
+    )
+    checkpoint_seconds: float = Field(
+        600.0, gt=0, description="How often a long training keeps its state."
+    )
     max_runner_deaths: int = Field(3, ge=1, description="Runner deaths before a job fails.")
     max_lost_leases: int = Field(20, ge=1, description="Lost leases before a job fails.")
     retry_backoff_seconds: tuple[float, ...] = Field(
@@ -64,6 +73,12 @@ class Settings(BaseSettings):
     torch_threads: int = Field(0, ge=0, description="Threads of a runner; 0 leaves torch's choice.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     spare_runner: bool = Field(True, description="Keep one runner started ahead, without data.")
+    failpoint: str = Field(
+        "",
+        pattern=r"^([a-z_.]+=(kill|stop|full|away)(@[1-9][0-9]*)?)?$",
+        description="For tests: where this process is to die, freeze or fail "
+        "(`app/store/failpoints.py`).",
+    )
 
     @model_validator(mode="after")
     def _refuse_insecure(self) -> Settings:

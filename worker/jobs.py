@@ -12,6 +12,7 @@ import structlog
 
 from app import bell
 from app.store import jobs
+from app.store.failpoints import failpoint
 from app.store.jobs import Claim, LeaseLost
 from app.store.session import transaction
 from worker.attempt import attempt
@@ -29,16 +30,20 @@ def run_job(job_id: str) -> None:
     here = station()
     if here.closing.is_set():
         return
+    failpoint("worker.after_receive")
     with transaction() as session:
         claim = jobs.claim(session, job_id, here.name)
+        failpoint("worker.before_claim_commit")
     if claim is None:
         return
+    failpoint("worker.after_claim")
     with structlog.contextvars.bound_contextvars(job=job_id, epoch=claim.epoch):
         _log.info("job_started", kind=claim.job.kind)
         try:
             _run(claim, here)
         except LeaseLost as error:
             _log.warning("lease_lost", reason=str(error))
+    failpoint("worker.after_cleanup")
     bell.nudge()
 
 
@@ -63,6 +68,8 @@ def _end(ending: Ending) -> None:
     def act() -> None:
         with transaction() as session:
             ending(session)
+            failpoint("worker.before_end_commit")
 
     insist(act)
+    failpoint("worker.after_end_commit")
     _log.info("job_ended")

@@ -29,8 +29,8 @@ from app.store.session import transaction, upgrade
 from worker.station import station
 from worker.sweep import Sweeper
 
-STOP_SECONDS = 20.0
-"""How long the worker thread may take to end; its runner is ended long before."""
+STOP_SECONDS = 55.0
+"""How long the worker thread may take to end; its runner is ended before."""
 
 _log = structlog.get_logger(__name__)
 

@@ -6,29 +6,38 @@ schema, its files for being plain files of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from app.store import jobs, situations
+from app.store.blobs import blobs
+from app.store.failpoints import failpoint
 from app.store.jobs import Claim
-from app.store.session import settings
+from app.store.session import settings, transaction
 from core.findings import Finding, Rung
 from core.policies import ladder
 from core.situation import Policy, Situation
 from worker import gathering
+from worker.lease import OUTAGE
 from worker.parcels import adopt, check_digest, path, plain
+from worker.protocol import Checkpoint
 from worker.results import Ending, Result
 from worker.supervisor import RunnerDied
 
 PREPARE_SEED = 0
 PREPARE_BATCH_SIZE = 256
+RESUMABLE = frozenset({"unlearn", "oracle"})
+"""Kinds whose training goes on where an interrupted attempt left it."""
 
+_log = structlog.get_logger(__name__)
 _IndexRow = tuple[str, int, Literal["train", "holdout"], str | None]
 _index_row: TypeAdapter[_IndexRow] = TypeAdapter(_IndexRow)
 
@@ -70,7 +79,13 @@ def order(claim: Claim, out: Path) -> dict[str, Any]:
     """Return what the runner is told: paths and plain values, nothing else."""
     make = {"ingest": _ingest, "prepare": _prepare, "unlearn": _unlearn, **gathering.ORDERS}
     arguments = {"out": str(out), **make[claim.job.kind](claim)}
-    return {"kind": claim.job.kind, "threads": settings().torch_threads, "arguments": arguments}
+    made = {"kind": claim.job.kind, "threads": settings().torch_threads, "arguments": arguments}
+    if claim.job.kind in RESUMABLE:
+        made["checkpoints"] = {
+            "seconds": settings().checkpoint_seconds,
+            "found": _intact(claim.job.checkpoint_blob, claim.job.checkpoint_digest),
+        }
+    return made
 
 
 def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
@@ -89,6 +104,38 @@ def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
         return ends[claim.job.kind](claim, result, out)
     except ValidationError as error:
         raise RunnerDied(f"runner returned a result with {error.error_count()} errors") from None
+
+
+def keep(claim: Claim, event: Checkpoint, out: Path) -> None:
+    """Take a checkpoint over from the runner, and note it; while the database is away, do not.
+
+    Raises:
+        RunnerDied: if the file is not what was announced.
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    check_digest(out / event.file, event.digest)
+    blob = adopt(claim, out / event.file)
+    try:
+        with transaction() as session:
+            jobs.keep_checkpoint(session, claim, blob=blob, digest=event.digest)
+    except OUTAGE as error:
+        _log.warning("checkpoint_not_noted", error=type(error).__name__)
+        return
+    failpoint("worker.checkpoint_kept")
+
+
+def _intact(blob: str | None, digest: str | None) -> str | None:
+    """Return the path of a checkpoint; None if there is none, or not as it was written."""
+    if blob is None:
+        return None
+    try:
+        with Path(blobs().path(blob)).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                return path(blob)
+    except FileNotFoundError:
+        pass
+    _log.warning("checkpoint_unusable")
+    return None
 
 
 def _ingest(claim: Claim) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import session
+from .failpoints import failpoint
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
@@ -42,7 +43,9 @@ class Blobs:
         target = self.path(key)
         _make_folders(target.parent, self.root)
         _sync(path)
+        failpoint("blob.before_rename")
         path.replace(target)
+        failpoint("blob.after_rename")
         _sync(target.parent)
 
     def delete(self, key: str) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from core.checkpoints import Keeper
 from worker import runner
 
 FINDING = {
@@ -61,6 +62,8 @@ def _misbehave(seed: int) -> None:
 
 def _plain(value: Any) -> Any:
     """Show what the runner made of a value: paths are told from strings."""
+    if isinstance(value, Keeper):
+        return "keeper"
     if isinstance(value, Path):
         return f"path:{value}"
     return [_plain(each) for each in value] if isinstance(value, list) else value

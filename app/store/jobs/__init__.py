@@ -3,12 +3,13 @@
 from ..endings import LeaseLost
 from .claiming import claim, renew
 from .claims import Claim, Renewal
-from .finishing import cancelled, fail, finish_ingest, finish_prepare, release
+from .finishing import cancelled, fail, finish_ingest, finish_prepare, keep_checkpoint, release
 from .gathering import finish_audit, finish_bank, finish_oracle
 from .publishing import exhaust, finish_without_influence, publish
 from .queueing import due, stamp_dispatched
 from .reading import cancel, get, rungs, waiting_on
 from .recovery import free_all, sweep
+from .retrying import retry
 
 __all__ = [
     "Claim",
@@ -28,9 +29,11 @@ __all__ = [
     "finish_without_influence",
     "free_all",
     "get",
+    "keep_checkpoint",
     "publish",
     "release",
     "renew",
+    "retry",
     "rungs",
     "stamp_dispatched",
     "sweep",

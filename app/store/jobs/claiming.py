@@ -117,6 +117,7 @@ def _take(session: Session, job_id: str, owner: str) -> Job | None:
             revision=Job.revision + 1,
             lease_owner=owner,
             lease_until=clock.now() + sessions.settings().lease_seconds,
+            held_for=None,
             started_at=func.coalesce(Job.started_at, datetime.now(UTC)),
         )
         .returning(Job)
