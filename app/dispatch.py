@@ -57,9 +57,11 @@ def dispatch() -> list[str]:
     """Ring once for every job that is due and was not rung lately; return their ids."""
     with sessions.reading() as session:
         due = jobs.due(session)
+        needs = jobs.needs_of(session, due)
     if due:
         failpoint("dispatch.before_send")
-        bell.send(*due)
+        for need in sorted({*needs.values()}):
+            bell.send(*[job_id for job_id in due if needs[job_id] == need], need=need)
         failpoint("dispatch.after_send")
         with sessions.transaction() as session:
             jobs.stamp_dispatched(session, due)

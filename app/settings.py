@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Need = Literal["cpu", "gpu"]
 
 
 class Settings(BaseSettings):
@@ -69,6 +73,11 @@ class Settings(BaseSettings):
     )
     max_utility_loss: float = Field(
         0.03, gt=0, description="Sum of accuracy losses, as a share, before that."
+    )
+    worker_needs: tuple[Need, ...] = Field(
+        ("cpu", "gpu"),
+        min_length=1,
+        description="Work that a worker takes: cpu (reading uploads), gpu (all that computes).",
     )
     torch_threads: int = Field(0, ge=0, description="Threads of a runner; 0 leaves torch's choice.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -140,8 +149,13 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """Environment for a service started as a child: this process's own, with these settings."""
     import os  # beside the settings, the only reader of the environment
 
-    explicit = settings.model_dump(include=settings.model_fields_set, exclude={"pepper"})
-    values = {f"LETHE_{name.upper()}": str(value) for name, value in explicit.items()}
+    explicit = settings.model_dump(
+        mode="json", include=settings.model_fields_set, exclude={"pepper"}
+    )
+    values = {
+        f"LETHE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in explicit.items()
+    }
     return {**os.environ, **values}  # noqa: TID251  # this is the file that may
 
 

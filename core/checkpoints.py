@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from .errors import Interrupted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Interrupted", "Keeper", "State"]
 
@@ -91,7 +92,9 @@ class Keeper:
         head = self._read()
         if self._found is None or head.get("fingerprint") != fingerprint:
             return None
-        return State(safetensors.torch.load_file(self._found), head["numbers"])
+        from safetensors.torch import load_file  # not before a training needs it
+
+        return State(load_file(self._found), head["numbers"])
 
     def save(self, fingerprint: str, state: State) -> None:
         """Keep a state, durably.
@@ -99,11 +102,13 @@ class Keeper:
         Raises:
             Interrupted: once it is kept, if the process was asked to end.
         """
+        from safetensors.torch import save_file  # not before a training needs it
+
         self._count += 1
         path = self._folder / f"checkpoint-{self._count}.safetensors"
         draft = path.with_suffix(".draft")
         head = {"fingerprint": fingerprint, "numbers": state.numbers, "notes": self.notes}
-        safetensors.torch.save_file(state.tensors, draft, {STATE: json.dumps(head)})
+        save_file(state.tensors, draft, {STATE: json.dumps(head)})
         with draft.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,7 +123,7 @@ class Keeper:
         if self._found is None:
             return {}
         try:
-            with safe_open(self._found, "pt") as file:
+            with safe_open(self._found, "np") as file:
                 head: dict[str, Any] = json.loads((file.metadata() or {})[STATE])
                 return head
         except (OSError, SafetensorError, KeyError, ValueError):

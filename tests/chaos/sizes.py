@@ -9,14 +9,15 @@ FULL = "LETHE_CHAOS_FULL"
 SIZES = {
     "T1 kills of workers": (20, 200),
     "T1 kills of the embedded service": (10, 200),
+    "T1 models": (3, 6),
     "T2 rounds": (1, 10),
     "T3 kills": (5, 100),
     "T4 broker": (2, 20),
     "T5 database": (2, 20),
     "T6 zombies": (2, 50),
     "T7 drains": (1, 50),
-    "T11 calls": (40, 200),
-    "T12 schedules": (20, 100_000),
+    "T8 rounds": (1, 10),
+    "T12 schedules": (20, 5_000),
 }
 
 

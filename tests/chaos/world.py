@@ -51,6 +51,8 @@ class World:
     folder: Path
     rng: random.Random
     epochs: int
+    most: int = 4
+    """Records of one request."""
     models: list[str] = field(default_factory=list)
     acknowledged: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     """Request id -> model id and record ids."""
@@ -84,7 +86,7 @@ class World:
         for _ in range(num_requests):
             for model in self.models:
                 number = len(self.acknowledged)
-                ids = [self._left[model].pop() for _ in range(self.rng.randint(1, 4))]
+                ids = [self._left[model].pop() for _ in range(self.rng.randint(1, self.most))]
                 try:
                     body = self._forget(number, model, ids)
                 except httpx.TransportError:

@@ -88,10 +88,11 @@ def test_not_for_an_upload(store: World) -> None:
 def test_an_audit_is_tried_again_one_at_a_time(store: World) -> None:
     with transaction() as session:
         model = factories.a_model(session, store.tenant)
+        version = factories.published(session, store.tenant, model.id)
         job_id = factories.an_audit(session, store.tenant, model.id).id
     fail(job_id)
     again = retry(store, job_id)
-    assert (again.kind, again.version_id) == ("audit", model.current_version_id)
+    assert (again.kind, again.version_id) == ("audit", version.id)
     assert refusal(store, job_id) == "state_conflict"
     fail(again.id)
     assert retry(store, job_id).status == "queued"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
-from core.checkpoints import Keeper
 from worker import runner
 
 FINDING = {
@@ -19,7 +19,7 @@ FINDING = {
     "unit": "1",
     "examples": 1,
 }
-CRASH, LIE, LINK = 13, 14, 15
+CRASH, LIE, LINK, TRAIN = 13, 14, 15, 16
 """Seeds that make the work misbehave."""
 
 
@@ -34,8 +34,14 @@ def audit(*, out: Path, report: Any, **order: Any) -> dict[str, Any]:
 
 
 def oracle(*, out: Path, report: Any, **order: Any) -> dict[str, Any]:
-    """Write the order as the weights."""
+    """Write the order as the weights; or train for ever, from what was kept before if there is."""
     _misbehave(order["seed"])
+    keeper = order.pop("keeper")
+    if order["seed"] == TRAIN:
+        found = keeper.restore("this")
+        if found is None:
+            _train(keeper, report)
+        assert found.numbers == {"step": 7}
     told = {name: _plain(value) for name, value in order.items()}
     content = json.dumps(told, sort_keys=True).encode()
     (out / "model.safetensors").write_bytes(content)
@@ -55,6 +61,19 @@ def bank(*, out: Path, report: Any, **order: Any) -> dict[str, Any]:
     return {"bank": file.name, "models": 99 if order["seed"] == LIE else order["models"]}
 
 
+def _train(keeper: Any, report: Any) -> None:
+    """Do nothing until it is asked to stop."""
+    import torch  # only the tests that need it wait for it
+
+    from core.checkpoints import State
+
+    with keeper.training():
+        report("training", 0.5, None, None, {})
+        while not keeper.is_due:
+            time.sleep(0.01)
+        keeper.save("this", State({"weight": torch.ones(3)}, {"step": 7}))
+
+
 def _misbehave(seed: int) -> None:
     if seed == CRASH:
         os.kill(os.getpid(), 9)
@@ -62,8 +81,6 @@ def _misbehave(seed: int) -> None:
 
 def _plain(value: Any) -> Any:
     """Show what the runner made of a value: paths are told from strings."""
-    if isinstance(value, Keeper):
-        return "keeper"
     if isinstance(value, Path):
         return f"path:{value}"
     return [_plain(each) for each in value] if isinstance(value, list) else value

@@ -1,12 +1,12 @@
 """Verbs over jobs, in the order of a job's life."""
 
 from ..endings import LeaseLost
-from .claiming import claim, renew
+from .claiming import claim, claim_next, renew
 from .claims import Claim, Renewal
 from .finishing import cancelled, fail, finish_ingest, finish_prepare, keep_checkpoint, release
 from .gathering import finish_audit, finish_bank, finish_oracle
 from .publishing import exhaust, finish_without_influence, publish
-from .queueing import due, stamp_dispatched
+from .queueing import due, needs_of, stamp_dispatched
 from .reading import cancel, get, rungs, waiting_on
 from .recovery import free_all, sweep
 from .retrying import retry
@@ -18,6 +18,7 @@ __all__ = [
     "cancel",
     "cancelled",
     "claim",
+    "claim_next",
     "due",
     "exhaust",
     "fail",
@@ -30,6 +31,7 @@ __all__ = [
     "free_all",
     "get",
     "keep_checkpoint",
+    "needs_of",
     "publish",
     "release",
     "renew",
