@@ -17,11 +17,11 @@ COMPILE := pip compile pyproject.toml --universal --python-version 3.11 --genera
 HOSTS   := pypi[.]org|pythonhosted[.]org|registry[.]npmjs|deb[.]debian[.]org
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run migrate test check fix docs chaos slow gpu bench audit sbom lock clean
+.PHONY: help demo run migrate test check fix docs chaos chaos-full slow gpu bench audit sbom lock clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1@/' \
-	| while IFS=@ read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1@/' \
+	| while IFS=@ read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.run  ## train on digits, forget records and a class, show the evidence
 	@$(BIN)/python -m worker.demo $(ARGS)
@@ -52,6 +52,9 @@ docs: $(VENV)/.run  ## write docs/catalogue.md again from what is registered
 
 chaos: $(VENV)/.dev  ## kill workers and services in the middle of jobs; minutes
 	@$(BIN)/python -m pytest -m chaos --timeout 3600 tests/chaos $(ARGS)
+
+chaos-full: $(VENV)/.dev  ## every fault in its full number, resumable; hours
+	@$(BIN)/python -m tests.chaos.full $(ARGS)
 
 slow: $(VENV)/.dev  ## tests that compute for minutes
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

@@ -1,14 +1,17 @@
 """The one Celery object. Its messages are doorbells: a job id and nothing else.
 
-A message may be lost, doubled, reordered or forged without harm, because the job's row decides.
+A message may be lost, doubled, reordered or forged without harm, because the rows decide: whoever
+hears a bell takes the job whose turn it is by then.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
+from kombu import Exchange, Queue
 
 from app.settings import Settings, get_settings
 
@@ -51,8 +54,15 @@ def configure(settings: Settings) -> None:
     celery.conf.update(options(settings))
 
 
-def send(*job_ids: str) -> None:
-    """Ring for these jobs.
+def listen_to(needs: Iterable[str]) -> None:
+    """Have a worker of this process hear the bells for this kind of work alone."""
+    celery.conf.task_queues = [
+        Queue(_queue(need), Exchange(_queue(need)), routing_key=_queue(need)) for need in needs
+    ]
+
+
+def send(*job_ids: str, need: str = "cpu") -> None:
+    """Ring for these jobs, where workers hear that can do what they need.
 
     It fails after a few seconds where the broker is away or mute; a worker's own connection waits
     for it for ever.
@@ -62,7 +72,9 @@ def send(*job_ids: str) -> None:
     """
     with celery.connection_for_write(transport_options={"max_retries": 0}) as connection:
         for job_id in job_ids:
-            celery.send_task(RUN_JOB, [job_id], connection=connection, retry=False)
+            celery.send_task(
+                RUN_JOB, [job_id], connection=connection, retry=False, queue=_queue(need)
+            )
 
 
 def nudge() -> None:
@@ -78,6 +90,10 @@ def ping() -> None:
     """
     with celery.connection_for_write(transport_options={"max_retries": 0}) as connection:
         connection.ensure_connection(max_retries=1, timeout=2)
+
+
+def _queue(need: str) -> str:
+    return f"jobs-{need}"
 
 
 def _transport_options(settings: Settings) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from app import bell
 from app.settings import Settings
 from app.store import jobs, keys
 from app.store import session as sessions
+from app.store.failpoints import failpoint
 
 _log = structlog.get_logger(__name__)
 
@@ -56,8 +57,12 @@ def dispatch() -> list[str]:
     """Ring once for every job that is due and was not rung lately; return their ids."""
     with sessions.reading() as session:
         due = jobs.due(session)
+        needs = jobs.needs_of(session, due)
     if due:
-        bell.send(*due)
+        failpoint("dispatch.before_send")
+        for need in sorted({*needs.values()}):
+            bell.send(*[job_id for job_id in due if needs[job_id] == need], need=need)
+        failpoint("dispatch.after_send")
         with sessions.transaction() as session:
             jobs.stamp_dispatched(session, due)
         for job_id in due:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from functools import cache
@@ -13,6 +14,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
+Need = Literal["cpu", "gpu"]
 
 
 class Settings(BaseSettings):
@@ -69,6 +71,15 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         900.0, gt=0, description="A runner that reports nothing for so long is killed."
     )
+    max_job_seconds: float = Field(
+        7 * 86_400.0, gt=0, description="Wall-clock limit of jobs that name none themselves."
+    )
+    overtime_seconds: float = Field(
+        300.0, gt=0, description="A runner so far past the limit of its job is killed."
+    )
+    checkpoint_seconds: float = Field(
+        600.0, gt=0, description="How often a long training keeps its state."
+    )
     max_runner_deaths: int = Field(3, ge=1, description="Runner deaths before a job fails.")
     max_lost_leases: int = Field(20, ge=1, description="Lost leases before a job fails.")
     retry_backoff_seconds: tuple[float, ...] = Field(
@@ -87,6 +98,11 @@ class Settings(BaseSettings):
     )
     max_utility_loss: float = Field(
         0.03, gt=0, description="Sum of accuracy losses, as a share, before that."
+    )
+    worker_needs: tuple[Need, ...] = Field(
+        ("cpu", "gpu"),
+        min_length=1,
+        description="Work that a worker takes: cpu (reading uploads), gpu (all that computes).",
     )
     torch_threads: int = Field(0, ge=0, description="Threads of a runner; 0 leaves torch's choice.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -107,6 +123,12 @@ class Settings(BaseSettings):
         "",
         pattern=r"^(https?://\S+)?$",
         description="OpenTelemetry collector for traces, http(s)://host:4318; empty exports none.",
+    )
+    failpoint: str = Field(
+        "",
+        pattern=r"^([a-z_.]+=(kill|stop|full|away)(@[1-9][0-9]*)?)?$",
+        description="For tests: where this process is to die, freeze or fail "
+        "(`app/store/failpoints.py`).",
     )
 
     @model_validator(mode="after")
@@ -190,8 +212,11 @@ def child_environment(settings: Settings) -> dict[str, str]:
     import os  # beside the settings, the only reader of the environment
 
     secret = {"pepper", "blobs_secret_key", "metrics_token"}
-    explicit = settings.model_dump(include=settings.model_fields_set, exclude=secret)
-    values = {f"LETHE_{name.upper()}": str(value) for name, value in explicit.items()}
+    explicit = settings.model_dump(mode="json", include=settings.model_fields_set, exclude=secret)
+    values = {
+        f"LETHE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in explicit.items()
+    }
     return {**os.environ, **values}  # noqa: TID251  # this is the file that may
 
 

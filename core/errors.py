@@ -33,6 +33,10 @@ class InvalidInput(CoreError):
         self.detail = detail
 
 
+class Interrupted(Exception):
+    """The process was asked to end, and the training at work has kept its state; no refusal."""
+
+
 class UnknownName(CoreError):
     """A registry has no entry of that name."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,6 +12,7 @@ from torch import nn
 
 from . import importance, networks, roles, stored, weights
 from .bank import load as load_bank
+from .checkpoints import Keeper
 from .data import Preprocessing, Records
 from .device import choose
 from .errors import InvalidInput
@@ -53,6 +56,7 @@ def unlearn(
     forget_samples: Path | None = None,
     device: str = "auto",
     report: Report = no_report,
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
     """Climb the ladder for one job.
 
@@ -83,6 +87,8 @@ def unlearn(
             rows of ``requests`` are then its rows, and nothing is retained.
         device: where to compute.
         report: told about progress.
+        keeper: keeps the state of long trainings and the rungs before them, and has what an
+            interrupted attempt at the same job left.
 
     Returns:
         outcome, index of the published rung or None, all rungs as JSON, file name and digest of
@@ -91,6 +97,7 @@ def unlearn(
 
     Raises:
         InvalidInput: if weights, data, recipe or ladder can't be used.
+        Interrupted: if ``keeper`` was asked to end, and has the state.
     """
     start = time.monotonic()
     report("resolving", 0.0, None, None, {})
@@ -131,6 +138,7 @@ def unlearn(
         deadline=start + time_limit_seconds,
         report=report,
         bank=None if bank is None else load_bank(bank),
+        keeper=keeper,
         earlier=known.earlier,
     )
     rungs, model = climb(case, [parse(raw) for raw in ladder])
@@ -142,13 +150,46 @@ def unlearn(
 
 def climb(case: Case, ladder: list[UnlearnerOptions]) -> tuple[list[Rung], nn.Module | None]:
     """Try the rungs in order until one may be published; return all that were tried."""
-    tried: list[Rung] = []
-    for index, config in enumerate(ladder):
+    tried = _tried_before(case, ladder)
+    for index, config in enumerate(ladder[len(tried) :], len(tried)):
         rung, model = attempt(case, config, index, len(ladder))
         tried.append(rung)
         if model is not None:
             return tried, model
+        if case.keeper is not None:
+            case.keeper.notes = _notes(case, ladder, tried)
     return tried, None
+
+
+def _tried_before(case: Case, ladder: list[UnlearnerOptions]) -> list[Rung]:
+    """Return the rungs that an interrupted attempt at the same job has behind it."""
+    if case.keeper is None:
+        return []
+    found = case.keeper.notes
+    if found.get("job") != _notes(case, ladder, [])["job"]:
+        case.keeper.notes = {}
+        return []
+    return [Rung.model_validate(raw) for raw in found["rungs"]]
+
+
+def _notes(case: Case, ladder: list[UnlearnerOptions], tried: list[Rung]) -> dict[str, Any]:
+    """The rungs behind it, and a digest of all that decided about them."""
+    judging = None if case.judging is None else case.judging.rows.tolist()
+    retain = None if case.retain is None else case.retain.rows.tolist()
+    deciding: list[Any] = [
+        weights.digest(case.parent),
+        case.forget.rows.tolist(),
+        retain,
+        judging,
+        [config.model_dump(mode="json") for config in ladder],
+        case.requests,
+        case.policy,
+        case.seed,
+        case.batch_size,
+        case.bn_policy,
+    ]
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+    return {"job": digest, "rungs": [rung.model_dump(mode="json") for rung in tried]}
 
 
 def parse(raw: dict[str, Any]) -> UnlearnerOptions:

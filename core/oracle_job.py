@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import networks, roles, weights
+from .checkpoints import Keeper
 from .data import Preprocessing
 from .device import choose
 from .errors import InvalidInput, OutOfTime
@@ -29,6 +30,7 @@ def oracle(
     time_limit_seconds: float,
     device: str = "auto",
     report: Report = no_report,
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
     """Train a new network on the training records that are left.
 
@@ -44,6 +46,7 @@ def oracle(
         time_limit_seconds: wall-clock limit.
         device: where to train.
         report: told about progress.
+        keeper: keeps the state of the training, and has what an interrupted one left.
 
     Returns:
         file name and digest of the weights.
@@ -52,6 +55,7 @@ def oracle(
         InvalidInput: ``retain_set_too_small`` if no record is left; if data or recipe can't be
             used.
         OutOfTime: past the limit.
+        Interrupted: if ``keeper`` was asked to end, and has the state.
         Diverged: if a loss or a weight is not finite.
     """
     start = time.monotonic()
@@ -85,6 +89,7 @@ def oracle(
         device=choose(device),
         progress=progress,
         check_time=check_time,
+        keeper=keeper,
     )
     report("publishing", 0.0, None, None, {})
     digest = weights.save(model.cpu(), out / WEIGHTS_FILE)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .bank import References
+from .checkpoints import Keeper
 from .data import Records
 from .errors import MissingEvidence, OutOfTime
 from .importance import Importance
@@ -49,6 +50,8 @@ class Problem:
     """An unlearner appends every hyper-parameter it tried, with what it measured."""
     masks: Mapping[str, Tensor] | None = None
     """bool per parameter name where the model is pruned: False stays exactly zero."""
+    keeper: Keeper | None = None
+    """Keeps the state of a long training, and has what an interrupted one left."""
 
     def __post_init__(self) -> None:
         if len(self.forget) == 0:

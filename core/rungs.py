@@ -17,6 +17,7 @@ from .attack import population
 from .audit_gates import audits_for, per_record_attack
 from .audits import audits, run_all, run_chosen
 from .bank import Bank, References
+from .checkpoints import Keeper
 from .data import Records
 from .determinism import seed_everything
 from .earlier import look_again
@@ -72,6 +73,8 @@ class Case:
     """Models trained on the retain set alone, where someone trained them."""
     bank: Bank | None = None
     """Margins of reference models, where they were trained."""
+    keeper: Keeper | None = None
+    """Keeps the state of long trainings."""
     known: dict[str, Scores] = field(default_factory=dict)
     """Logits of the parent and the oracles, computed for the first rung and shared by all."""
 
@@ -221,6 +224,7 @@ def _run(
         progress=progress,
         deadline=case.deadline,
         tried=tried,
+        keeper=case.keeper,
     )
     problem.check_time()
     seed_everything(case.seed)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import weights
+from .checkpoints import Keeper, State
 from .data import Records, num_batches
 from .determinism import generator, seed_everything
 from .device import autocast
@@ -27,6 +32,8 @@ ExtraLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 """Called with model, inputs, labels and logits; its result is added to the loss."""
 
 _TICK_SECONDS = 0.5
+_MOST_PIECES = 2**4
+"""A batch for which the memory does not suffice is halved at most four times."""
 
 
 def fit(
@@ -43,11 +50,15 @@ def fit(
     after_step: Callable[[int, float], None] | None = None,
     progress: Progress = no_progress,
     check_time: Callable[[], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> nn.Module:
     """Train ``model`` in place, and return it in eval mode on ``device``.
 
     Parameters that need no gradient stay as they are. The batches of an epoch are of like size: a
     last batch of a few records would throw batch norm off, and with it the training.
+
+    Where the device has too little memory for a batch, it is learned in pieces from then on, with
+    the gradient of the whole; batch norm then sees the pieces.
 
     Args:
         model: the network to train, freshly built or not.
@@ -62,8 +73,12 @@ def fit(
         after_step: called with the number of steps done and the rate of the last one.
         progress: told about twice a second.
         check_time: called before each step; raises to stop.
+        keeper: keeps the state every so often; what it has of this very training is gone on from,
+            on the CPU with the same bits as without an interruption.
 
     Raises:
+        Interrupted: if ``keeper`` was asked to end, and has the state.
+        torch.OutOfMemoryError: if a sixteenth of a batch is still too much.
         Diverged: if a loss or a weight is not finite.
         ValueError: if ``epochs`` or ``lr`` is not above zero.
         InvalidInput: ``retain_set_too_small`` without records, or with one and batch norm;
@@ -80,30 +95,22 @@ def fit(
         records = _near(records, device)
     optimizer = run.optimizer(model)
     monitor = Monitor(progress, run.num_steps)
-    with dense_small_maps(model):
-        for _ in range(run.epochs):
-            for x, y in records.batches(
-                recipe.batch_size,
-                device,
-                generator=shuffle,
-                augment=recipe.augment,
-                even=True,
-            ):
-                if check_time is not None:
-                    check_time()
-                run.set_rate(optimizer, monitor.step)
-                with autocast(device, recipe.precision):
-                    logits = model(x)
-                    loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-                    if extra_loss is not None:
-                        loss = loss + extra_loss(model, x, y, logits)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                apply_masks(model, masks)
-                if after_step is not None:
-                    after_step(monitor.step + 1, run.rate)
-                monitor.tick(loss)
+    step = _Step(model, optimizer, recipe, device, extra_loss)
+    course = _Course(model, optimizer, shuffle, records, recipe, device)
+    if keeper is not None:
+        monitor.step = course.resume(keeper, run, seed)
+    with dense_small_maps(model), nullcontext() if keeper is None else keeper.training():
+        for x, y in course.batches(run.epochs):
+            if check_time is not None:
+                check_time()
+            run.set_rate(optimizer, monitor.step)
+            loss = step(x, y)
+            apply_masks(model, masks)
+            if after_step is not None:
+                after_step(monitor.step + 1, run.rate)
+            monitor.tick(loss)
+            if keeper is not None and keeper.is_due:
+                course.keep(keeper)
     monitor.end()
     if broken := weights.non_finite(model):
         raise Diverged(f"training left {len(broken)} tensors with NaN or infinity")
@@ -149,6 +156,145 @@ class _Run:
         self.rate = self.lr * factor
         for group in optimizer.param_groups:
             group["lr"] = self.rate
+
+
+class _Step:
+    """One step of the optimiser, in as few pieces of the batch as the memory allows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        device: torch.device,
+        extra_loss: ExtraLoss | None,
+    ) -> None:
+        self.model, self.optimizer, self.recipe = model, optimizer, recipe
+        self.device, self.extra_loss = device, extra_loss
+        self.pieces = 1
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        while (loss := self._gradient(x, y)) is None:
+            self.pieces *= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        self.optimizer.step()
+        return loss
+
+    def _gradient(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """Compute the gradient and return the loss; None if there was too little memory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            if self.pieces == 1:
+                return self._backward(x, y, 1.0)
+            parts = zip(x.tensor_split(self.pieces), y.tensor_split(self.pieces), strict=True)
+            return torch.stack([self._backward(a, b, len(a) / len(x)) for a, b in parts]).sum()
+        except torch.OutOfMemoryError:
+            if self.pieces >= _MOST_PIECES or len(x) < 4 * self.pieces:
+                raise
+        return None
+
+    def _backward(self, x: Tensor, y: Tensor, share: float) -> Tensor:
+        with autocast(self.device, self.recipe.precision):
+            logits = self.model(x)
+            loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+            if self.extra_loss is not None:
+                loss = loss + self.extra_loss(self.model, x, y, logits)
+        loss = loss if share == 1.0 else loss * share
+        loss.backward()
+        return loss.detach()
+
+
+class _Course:
+    """The way of a training through its data, which may begin where an earlier one was stopped."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        shuffle: torch.Generator,
+        records: Records,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        self._model, self._optimizer, self._shuffle = model, optimizer, shuffle
+        self._records, self._recipe, self._device = records, recipe, device
+        self._epoch, self._position = 0, 0
+        self._order = shuffle.get_state()
+        """State of the generator at the start of the epoch at work."""
+        self._fingerprint = ""
+
+    def batches(self, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what is left of all epochs."""
+        while self._epoch < epochs:
+            self._order = self._shuffle.get_state()
+            found = self._records.batches(
+                self._recipe.batch_size,
+                self._device,
+                generator=self._shuffle,
+                augment=self._recipe.augment,
+                even=True,
+            )
+            for batch in islice(found, self._position, None):
+                self._position += 1
+                yield batch
+            self._epoch, self._position = self._epoch + 1, 0
+
+    def resume(self, keeper: Keeper, run: _Run, seed: int) -> int:
+        """Go to where ``keeper`` says that this training was; return the steps done by then."""
+        self._fingerprint = _fingerprint(self._model, self._records, run, seed)
+        state = keeper.restore(self._fingerprint)
+        if state is None:
+            return 0
+        tensors = state.tensors
+        model = self._model.state_dict()
+        for name, value in model.items():
+            value.copy_(tensors[f"model.{name}"])
+        for index, parameter in enumerate(_parameters(self._optimizer)):
+            prefix = f"optimizer.{index}."
+            for name in [each for each in tensors if each.startswith(prefix)]:
+                found = tensors[name].to(parameter.device)
+                if found.shape == parameter.shape:  # laid out in memory as the parameter is
+                    found = torch.empty_like(parameter).copy_(found)
+                self._optimizer.state[parameter][name.removeprefix(prefix)] = found
+        self._shuffle.set_state(tensors["rng.order"])
+        torch.set_rng_state(tensors["rng.global"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.device"], self._device)
+        self._epoch, self._position = state.numbers["epoch"], state.numbers["position"]
+        per_epoch = num_batches(len(self._records), self._recipe.batch_size)
+        return self._epoch * per_epoch + self._position
+
+    def keep(self, keeper: Keeper) -> None:
+        """Have ``keeper`` keep all that decides about the rest of the way."""
+        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        for index, parameter in enumerate(_parameters(self._optimizer)):
+            for name, value in self._optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = value
+        # Copies: tied tensors share storage, which the format does not know.
+        tensors = {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in tensors.items()
+        }
+        tensors |= {"rng.order": self._order, "rng.global": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            tensors["rng.device"] = torch.cuda.get_rng_state(self._device)
+        numbers = {"epoch": self._epoch, "position": self._position}
+        keeper.save(self._fingerprint, State(tensors, numbers))
+
+
+def _fingerprint(model: nn.Module, records: Records, run: _Run, seed: int) -> str:
+    """Digest of all that decides about a training: where it starts, on what, and how."""
+    told = [run.recipe.model_dump(mode="json"), run.epochs, run.lr, seed, weights.digest(model)]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for values in (records.rows, records.labels):
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 class Monitor:

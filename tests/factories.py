@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.store import audits, datasets, jobs, keys, models, references, requests, tables
+from app.store import audits, datasets, jobs, keys, models, references, requests, tables, trash
+from app.store.blobs import blobs
 from app.store.ids import new
 
 DIGEST = "0" * 64
@@ -168,3 +169,11 @@ def a_bank(session: Session, tenant_id: str, model_id: str, num_models: int = 4)
     blob = f"{tenant_id}/jobs/{job.id}/e1/bank.safetensors"
     jobs.finish_bank(session, claim, blob=blob, num_models=num_models)
     return blob
+
+
+def bytes_for_all(session: Session) -> None:
+    """Put a file under every key that a row counts on; an empty one where there is none."""
+    for key in trash.named(session):
+        path = blobs().path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import errno
+import math
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import structlog
 
 from app.logs import scrubbed
 from app.store import jobs
 from app.store.blobs import BlobMissing, StorageAway
+from app.store.failpoints import failpoint
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
 from worker import steps, traces
 from worker.lease import CancelRequested, Heartbeat
-from worker.protocol import Done, Failed, Progress
+from worker.protocol import Checkpoint, Done, Event, Failed, Interrupted, Progress
 from worker.results import Ending
 from worker.station import Station
 from worker.supervisor import Runner, RunnerDied
@@ -26,13 +30,21 @@ TICK_SECONDS = 0.1
 DRAIN_SECONDS = 5.0
 """How long a job may go on after its worker was asked to end."""
 
+FAREWELL_SECONDS = 30.0
+"""How long its runner may then take to keep the state of its training."""
+
 SETTLED_SECONDS = 1.0
 """A job that lasts longer than this is not disturbed by the start of the next spare runner."""
 STORAGE_FULL_SECONDS = 60.0
 """Wait before a job is tried again for which the disk had no room."""
-
 STORAGE_AWAY_SECONDS = 30.0
 """Wait before a job is tried again for which the blob storage did not answer."""
+LITTLE_BYTES = 64 * 2**20
+"""A disk with less room than this counts as full, if a runner says so."""
+
+TRAINING = frozenset({"training", "unlearning"})
+"""Phases in which a network learns."""
+
 MISSING = "Bytes that the job needs are not in the storage."
 
 _log = structlog.get_logger(__name__)
@@ -40,6 +52,10 @@ _log = structlog.get_logger(__name__)
 
 class Draining(Exception):
     """The worker is ending, and the job would not have been done in time."""
+
+
+class Overdue(Exception):
+    """The runner went on far beyond the limit of its job."""
 
 
 def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
@@ -51,20 +67,30 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
     """
     try:
         with Heartbeat(partial(_renew, claim), settings().heartbeat_seconds) as beat:
+            failpoint("worker.before_order")
             runner.give(steps.order(claim, runner.out))
+            failpoint("worker.after_order")
             event = accompany(
                 runner,
                 beat,
                 closing=here.closing,
                 stall_seconds=settings().stall_seconds,
+                limit_seconds=_limit(claim),
                 settled=here.bench.refill,
+                keep=lambda event: steps.keep(claim, event, runner.out),
             )
             if isinstance(event, Done):
-                return steps.seal(claim, event.result, runner.out)
+                failpoint("worker.after_done")
+                ending = steps.seal(claim, event.result, runner.out)
+                failpoint("worker.after_blobs")
+                return ending
     except CancelRequested:
         return partial(jobs.cancelled, claim=claim)
     except Draining:
         return partial(jobs.release, claim=claim)
+    except Overdue:
+        detail = "The work went on far beyond its time limit and was ended."
+        return partial(jobs.fail, claim=claim, code="out_of_time", detail=detail, retryable=False)
     except StorageAway:
         return partial(jobs.release, claim=claim, delay=STORAGE_AWAY_SECONDS)
     except BlobMissing as error:
@@ -73,8 +99,9 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _log.error("storage_full")
-        return partial(jobs.release, claim=claim, delay=STORAGE_FULL_SECONDS)
+        return _wait_for_room(claim)
+    if event.code == "storage_full" and _is_full(runner.out):
+        return _wait_for_room(claim)
     _log.warning("job_refused", code=event.code, stack=scrubbed(runner.stderr))
     return partial(jobs.fail, claim=claim, code=event.code, detail=event.detail, retryable=False)
 
@@ -86,6 +113,8 @@ def accompany(
     closing: threading.Event,
     stall_seconds: float,
     settled: Callable[[], None],
+    limit_seconds: float = math.inf,
+    keep: Callable[[Checkpoint], None] = lambda event: None,  # noqa: ARG005  # to nobody
     drain_seconds: float = DRAIN_SECONDS,
 ) -> Done | Failed:
     """Return the last word of ``runner``, passing its progress on to ``beat``.
@@ -96,38 +125,101 @@ def accompany(
         closing: set when the worker is asked to end.
         stall_seconds: a runner that says nothing for so long is as good as dead.
         settled: called again and again once the job is under way.
-        drain_seconds: how long the job may go on once ``closing`` is set.
+        limit_seconds: a runner that takes longer is ended.
+        keep: called with every checkpoint.
+        drain_seconds: how long the job may go on once ``closing`` is set; then its runner is asked
+            to keep the state of its training.
 
     Raises:
         RunnerDied: if it ended without a last word, or stalled.
         LeaseLost: if the job belongs to somebody else now.
         CancelRequested: if the job is to be cancelled.
         Draining: if the worker ends first.
+        Overdue: if it took longer than the limit.
     """
     started = heard_at = time.monotonic()
-    drained_at: float | None = None
+    farewell = _Farewell(runner, drain_seconds)
     while True:
-        event = runner.hear(TICK_SECONDS)
+        event = farewell.hear()
         beat.check()
         if isinstance(event, Done | Failed):
             return event
+        if isinstance(event, Checkpoint):
+            keep(event)
         now = time.monotonic()
         if event is not None:
             heard_at = now
         if isinstance(event, Progress):
+            failpoint("worker.first_progress")
+            if event.phase in TRAINING:
+                failpoint("worker.in_training")
             beat.tell(event)
             traces.enter(event)
-        if now - heard_at > stall_seconds:
-            raise RunnerDied(f"runner said nothing for {stall_seconds:g} s")
+        _check_time(now - heard_at, stall_seconds, now - started, limit_seconds)
         if closing.is_set():
-            drained_at = drained_at or now + drain_seconds
-            if now >= drained_at:
-                raise Draining
+            farewell.begin(now)
         elif now - started > SETTLED_SECONDS:
             settled()
 
 
+def _check_time(silence: float, stall: float, spent: float, limit: float) -> None:
+    if silence > stall:
+        raise RunnerDied(f"runner said nothing for {stall:g} s")
+    if spent > limit:
+        raise Overdue
+
+
+class _Farewell:
+    """Hears a runner; once the worker ends, lets it finish, or keep its state, or be killed."""
+
+    def __init__(self, runner: Runner, drain_seconds: float) -> None:
+        self._runner, self._drain_seconds = runner, drain_seconds
+        self._begun_at: float | None = None
+        self._has_asked = False
+
+    def hear(self) -> Event | None:
+        """Return the next event; raise Draining once the runner has stopped as it was asked to."""
+        try:
+            event = self._runner.hear(TICK_SECONDS)
+        except RunnerDied:
+            if self._has_asked:
+                raise Draining from None
+            raise
+        if isinstance(event, Interrupted):
+            raise Draining
+        return event
+
+    def begin(self, now: float) -> None:
+        """Do what is due at this time; raise Draining when all patience is at its end."""
+        self._begun_at = self._begun_at or now
+        waited = now - self._begun_at
+        if waited >= self._drain_seconds + FAREWELL_SECONDS:
+            raise Draining
+        if waited >= self._drain_seconds and not self._has_asked:
+            self._has_asked = True
+            self._runner.interrupt()
+
+
+def _limit(claim: Claim) -> float:
+    """Seconds after which the runner is ended: what the job was given, and some more."""
+    given = claim.job.options.get("time_limit_seconds", settings().max_job_seconds)
+    return float(given) + settings().overtime_seconds
+
+
+def _wait_for_room(claim: Claim) -> Ending:
+    _log.error("storage_full")
+    return partial(jobs.release, claim=claim, delay=STORAGE_FULL_SECONDS, held_for="storage_full")
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether there is as good as no room: a runner's word is not enough to try for ever."""
+    return shutil.disk_usage(folder).free < LITTLE_BYTES
+
+
 def _renew(claim: Claim, progress: Progress | None) -> Renewal:
     news = {} if progress is None else progress.model_dump(exclude={"event"})
+    failpoint("lease.before_renewal")
     with transaction() as session:
-        return jobs.renew(session, claim, **news)
+        renewal = jobs.renew(session, claim, **news)
+    failpoint("lease.after_renewal")
+    return renewal

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from app.store import trash
 from app.store.blobs import blobs
+from app.store.failpoints import failpoint
 from app.store.session import reading, settings, transaction
 from app.store.tables import Job
 
@@ -23,8 +24,10 @@ def empty_trash() -> int:
         keys = trash.pending(session)
     if not keys:
         return 0
+    failpoint("garbage.before_delete")
     for key in keys:
         blobs().delete(key)
+    failpoint("garbage.after_delete")
     with transaction() as session:
         trash.removed(session, keys)
     return len(keys)

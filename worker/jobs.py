@@ -13,8 +13,9 @@ import structlog
 from app import bell
 from app.logs import scrubbed
 from app.store import jobs
+from app.store.failpoints import failpoint
 from app.store.jobs import Claim, LeaseLost
-from app.store.session import transaction
+from app.store.session import settings, transaction
 from worker import traces
 from worker.attempt import attempt
 from worker.lease import insist
@@ -27,21 +28,35 @@ _log = structlog.get_logger(__name__)
 
 @bell.celery.task(name=bell.RUN_JOB)
 def run_job(job_id: str) -> None:
-    """Do one job, once; a second bell for it finds nothing to claim."""
+    """Do the job whose turn it is; the one that was rung for, if nothing came in between.
+
+    Any bell is good for one job, whatever it says: a forged or a second one finds what is due, or
+    nothing.
+    """
     here = station()
     if here.closing.is_set():
         return
+    failpoint("worker.after_receive")
     with transaction() as session:
-        claim = jobs.claim(session, job_id, here.name)
+        claim = jobs.claim_next(session, here.name, settings().worker_needs)
+        failpoint("worker.before_claim_commit")
     if claim is None:
         return
+    failpoint("worker.after_claim")
+    _log.info("bell_heard", named=job_id, taken=claim.job.id)
+    do(claim, here)
+    failpoint("worker.after_cleanup")
+    bell.nudge()
+
+
+def do(claim: Claim, here: Station) -> None:
+    """Have a claimed job done, and end it; quietly where it is somebody else's by then."""
     with traces.of(claim):
         _log.info("job_started", kind=claim.job.kind)
         try:
             _run(claim, here)
         except LeaseLost as error:
             _log.warning("lease_lost", reason=str(error))
-    bell.nudge()
 
 
 def _run(claim: Claim, here: Station) -> None:
@@ -70,8 +85,10 @@ def _end(claim: Claim, ending: Ending) -> None:
     def act() -> str:
         with transaction() as session:
             ending(session)
+            failpoint("worker.before_end_commit")
             return jobs.get(session, claim.job.tenant_id, claim.job.id).status
 
     status = insist(act)
+    failpoint("worker.after_end_commit")
     _log.info("job_ended", status=status)
     traces.ended(status)

@@ -20,15 +20,16 @@ from celery.signals import (
 )
 
 from app import logs, tracing
-from app.bell import celery
+from app.bell import celery, listen_to
 from app.dispatch import Dispatcher
 from app.settings import get_settings
-from app.store.session import at_head
+from app.store.session import at_head, settings
 from worker import jobs
 from worker.station import station
 from worker.sweep import Sweeper
 
 celery.conf.update(worker_pool="solo", worker_concurrency=1, worker_redirect_stdouts=False)
+listen_to(settings().worker_needs)
 _log = structlog.get_logger(__name__)
 
 

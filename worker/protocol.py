@@ -49,6 +49,20 @@ class Progress(_Event):
     metrics: dict[Name, float | None] = Field(default_factory=dict, max_length=64)
 
 
+class Checkpoint(_Event):
+    """The state of a training lies in the folder of the order."""
+
+    event: Literal["checkpoint"]
+    file: str = Field(pattern=r"^checkpoint-[1-9][0-9]{0,5}\.safetensors$")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Interrupted(_Event):
+    """The work has stopped because it was asked to; its last checkpoint holds where."""
+
+    event: Literal["interrupted"]
+
+
 class Done(_Event):
     """The work is done; files lie in the folder of the order."""
 
@@ -65,7 +79,7 @@ class Failed(_Event):
     retryable: bool
 
 
-Event = Ready | Progress | Done | Failed
+Event = Ready | Progress | Checkpoint | Interrupted | Done | Failed
 
 _events: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 

@@ -2,29 +2,36 @@
 
 It imports torch and core, writes ``{"event":"ready"}`` and reads one line of JSON from its input::
 
-    {"kind": "unlearn", "threads": 1, "arguments": {"out": "/path", ...}}
+    {"kind": "unlearn", "threads": 1, "arguments": {"out": "/path", ...},
+     "checkpoints": {"seconds": 600, "found": null}}
 
 and writes progress, then ``done`` or ``failed``, as JSON lines on its real standard output, while
-whatever prints goes to standard error. The end of its input means that the supervisor died: the
+whatever prints goes to standard error. SIGTERM ends it, but a training that keeps checkpoints keeps
+a last one first. The end of its input means that the supervisor died: the
 runner exits at once, whatever it is doing.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import queue
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from core.errors import CoreError
+from core.errors import CoreError, Interrupted
 from worker import confine
+
+if TYPE_CHECKING:
+    from core.checkpoints import Keeper
 
 Work = Callable[..., dict[str, Any]]
 
@@ -120,16 +127,49 @@ def _attempt(works: Mapping[str, Work], order: dict[str, Any], channel: Channel)
     """Do the work and return the last event."""
     try:
         _set_threads(order["threads"])
-        result = works[order["kind"]](**_arguments(order["arguments"]), report=channel.report)
+        arguments = _arguments(order["arguments"])
+        if order.get("checkpoints") is not None:
+            arguments["keeper"] = _keeper(order["checkpoints"], arguments["out"], channel)
+        result = works[order["kind"]](**arguments, report=channel.report)
         json.dumps(result, allow_nan=False)
+    except Interrupted:
+        return {"event": "interrupted"}
     except CoreError as error:
         return _failed(error.code, str(error))
     except Exception as error:  # noqa: BLE001  # the edge of the process: said, never hidden
         traceback.print_exc()
+        if type(error).__name__ == "OutOfMemoryError":
+            return _failed("gpu_out_of_memory", "the accelerator has too little memory for a batch")
+        if _is_full(error):
+            return _failed("storage_full", "the disk has no room for what the work writes")
         if _is_memory(error):
             return _failed("out_of_memory", "the work needs more memory than there is")
         return _failed("internal", "an error inside the runner; its log has the details")
     return {"event": "done", "result": result}
+
+
+def _keeper(options: dict[str, Any], out: Path, channel: Channel) -> Keeper:
+    """Return what keeps the state of trainings, and let SIGTERM end them through it."""
+    # Imported here, after the process has confined itself; loaded long ago by then.
+    from core.checkpoints import Keeper
+
+    found = options["found"]
+    keeper = Keeper(
+        out,
+        seconds=options["seconds"],
+        found=None if found is None else Path(found),
+        announce=lambda name, digest: channel.send(
+            {"event": "checkpoint", "file": name, "digest": digest}
+        ),
+    )
+
+    def end(number: int, _: object) -> None:
+        if not keeper.is_training:
+            os._exit(128 + number)
+        keeper.interrupt()
+
+    signal.signal(signal.SIGTERM, end)
+    return keeper
 
 
 def _failed(code: str, detail: str) -> dict[str, Any]:
@@ -157,8 +197,14 @@ def _set_threads(threads: int) -> None:
 def _is_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError):
         return True
-    text = str(error)  # torch has no exception type of its own for a failed allocation on the CPU
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    # torch has no exception type of its own for a failed allocation on the CPU
+    return "can't allocate memory" in str(error)
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)  # safetensors and pyarrow pass on the text alone
 
 
 def _finite(value: float) -> float | None:

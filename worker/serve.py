@@ -22,15 +22,15 @@ import uvicorn
 from celery.worker import WorkController, state
 
 from app import logs, tracing
-from app.bell import celery
+from app.bell import celery, listen_to
 from app.settings import Settings, get_settings, write_private
 from app.store import jobs, keys
-from app.store.session import transaction, upgrade
+from app.store.session import settings, transaction, upgrade
 from worker.station import station
 from worker.sweep import Sweeper
 
-STOP_SECONDS = 20.0
-"""How long the worker thread may take to end; its runner is ended long before."""
+STOP_SECONDS = 55.0
+"""How long the worker thread may take to end; its runner is ended before."""
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +47,7 @@ class WorkerThread(threading.Thread):
         """Work until ``stop``; the runners belong to this thread and end with it."""
         here = self._here
         here.bench.refill()
+        listen_to(settings().worker_needs)
         sweeper = Sweeper(here.name, "embedded")
         sweeper.start()
         try:

@@ -12,23 +12,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from app.store import jobs, situations
+from app.store.blobs import BlobMissing, blobs, digest
+from app.store.failpoints import failpoint
 from app.store.jobs import Claim
-from app.store.session import settings
+from app.store.session import settings, transaction
 from core.findings import Finding, Rung
 from core.policies import ladder
 from core.situation import Policy, Situation
 from worker import gathering
+from worker.lease import OUTAGE
 from worker.parcels import adopt, check_digest, fetch, plain, wanted
+from worker.protocol import Checkpoint
 from worker.results import Ending, Result
 from worker.supervisor import RunnerDied
 
 PREPARE_SEED = 0
 PREPARE_BATCH_SIZE = 256
+RESUMABLE = frozenset({"unlearn", "oracle"})
+"""Kinds whose training goes on where an interrupted attempt left it."""
 
+_log = structlog.get_logger(__name__)
 _IndexRow = tuple[str, int, Literal["train", "holdout"], str | None]
 _index_row: TypeAdapter[_IndexRow] = TypeAdapter(_IndexRow)
 
@@ -73,9 +81,15 @@ def order(claim: Claim, out: Path) -> dict[str, Any]:
         BlobMissing: if a blob that a row names is missing.
     """
     make = {"ingest": _ingest, "prepare": _prepare, "unlearn": _unlearn, **gathering.ORDERS}
-    arguments = fetch(make[claim.job.kind](claim), out.with_name("in"))
-    arguments["out"] = str(out)
-    return {"kind": claim.job.kind, "threads": settings().torch_threads, "arguments": arguments}
+    inbox = out.with_name("in")
+    arguments = fetch(make[claim.job.kind](claim), inbox) | {"out": str(out)}
+    made = {"kind": claim.job.kind, "threads": settings().torch_threads, "arguments": arguments}
+    if claim.job.kind in RESUMABLE:
+        made["checkpoints"] = {
+            "seconds": settings().checkpoint_seconds,
+            "found": _intact(claim.job.checkpoint_blob, claim.job.checkpoint_digest, inbox),
+        }
+    return made
 
 
 def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
@@ -94,6 +108,38 @@ def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
         return ends[claim.job.kind](claim, result, out)
     except ValidationError as error:
         raise RunnerDied(f"runner returned a result with {error.error_count()} errors") from None
+
+
+def keep(claim: Claim, event: Checkpoint, out: Path) -> None:
+    """Take a checkpoint over from the runner, and note it; while the database is away, do not.
+
+    Raises:
+        RunnerDied: if the file is not what was announced.
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    check_digest(out / event.file, event.digest)
+    blob = adopt(claim, out / event.file)
+    try:
+        with transaction() as session:
+            jobs.keep_checkpoint(session, claim, blob=blob, digest=event.digest)
+    except OUTAGE as error:
+        _log.warning("checkpoint_not_noted", error=type(error).__name__)
+        return
+    failpoint("worker.checkpoint_kept")
+
+
+def _intact(blob: str | None, announced: str | None, inbox: Path) -> str | None:
+    """Return the path of a checkpoint; None if there is none, or not as it was written."""
+    if blob is None:
+        return None
+    try:
+        found = blobs().fetch(blob, inbox)
+        if digest(found) == announced:
+            return str(found)
+    except BlobMissing:
+        pass
+    _log.warning("checkpoint_unusable")
+    return None
 
 
 def _ingest(claim: Claim) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the kernel kills it when the *thread* that spawned it ends, so spawn from a thre
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -127,6 +128,12 @@ class Runner:
             raise self._death("ended")
         return event
 
+    def interrupt(self) -> None:
+        """Ask the runner itself to keep the state of its training and to end."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
     def kill(self, term_seconds: float = TERM_SECONDS) -> int:
         """End the whole process group: ask, wait, kill. Return the exit status."""
         self._closed.set()
@@ -207,6 +214,8 @@ def _environment(scratch: Path, threads: int) -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         "PYTHONPATH": str(_CODE_ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Memory that was freed in pieces serves larger ones again.
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         **accelerator_environment(),
     }
     if threads > 0:

@@ -9,6 +9,7 @@ import structlog
 from app import bell
 from app.store import jobs, workers
 from app.store.blobs import blobs
+from app.store.failpoints import failpoint
 from app.store.session import settings, transaction
 from worker import garbage
 
@@ -53,6 +54,8 @@ class Sweeper(threading.Thread):
         with transaction() as session:
             workers.seen(session, self._worker, self._kind, slots=1)
             counts = jobs.sweep(session)
+            failpoint("sweep.before_commit")
+        failpoint("sweep.after_commit")
         if any(counts.values()):
             _log.info("swept", **counts)
             bell.nudge()

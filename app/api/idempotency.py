@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from .. import bell
 from ..store import idempotency
 from ..store.errors import BadRequest, Conflict
+from ..store.failpoints import failpoint
 from ..store.keyed import keyed_hash
 from ..store.keys import Caller
 from ..store.session import transaction
@@ -116,6 +117,8 @@ class Once:
                     headers=answer.headers,
                     body=kept,
                 )
+            failpoint("api.before_commit")
+        failpoint("api.after_commit")
         bell.nudge()
         return JSONResponse(body, status_code=answer.status, headers=answer.headers)
 

@@ -82,9 +82,13 @@ class Job(Shape):
     phase: str | None
     progress: float
     eta_seconds: float | None
-    waiting_on: str | None = Field(description="`worker`, `model`, `model_lock` ... while queued.")
+    waiting_on: str | None = Field(
+        description="While queued: `model` (it is being checked), `model_lock` (another job of it "
+        "runs), `backoff` (after a runner died), `storage_full` or `worker`."
+    )
     rung: JobRung | None
     attempt: int
+    retry_of: str | None = Field(description="Id of the failed job that this one tries again.")
     metrics: dict[str, Any]
     policy: str | None
     unlearner: dict[str, Any] | Literal["auto"] | None
@@ -173,6 +177,32 @@ def cancel_job(
     return once.answer(caller, body.fingerprint, act)
 
 
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    operation_id="retry_job",
+    response_model=Job,
+    responses=problems(NotFound, Conflict),
+)
+def retry_job(
+    caller: Annotated[Caller, requires("requests:create")],
+    job_id: JobId,
+    once: OptionalOnce,
+    body: Annotated[Body[Nothing], Depends(optional_body(Nothing))],
+) -> Response:
+    """Try a failed job again: a new job, which `retry_of` links to the failed one.
+
+    It takes over the requests that need attention. What failed while an upload was read or checked
+    is not tried again: upload it anew.
+    """
+
+    def act(session: Session) -> Answer:
+        row = jobs.retry(session, caller.tenant_id, job_id)
+        return Answer(202, shape(session, row, []), {"Location": f"/jobs/{row.id}"})
+
+    return once.answer(caller, body.fingerprint, act)
+
+
 @router.get(
     "/jobs/{job_id}/checkpoint",
     status_code=303,
@@ -240,6 +270,7 @@ def _shape(
         waiting_on=jobs.waiting_on(session, row) if row.status == "queued" else None,
         rung=None if row.rung is None else JobRung.model_validate(row.rung),
         attempt=row.attempts,
+        retry_of=row.retry_of_id,
         metrics=row.metrics,
         policy=row.policy,
         unlearner=row.unlearner or ("auto" if row.kind == "unlearn" else None),
@@ -257,6 +288,8 @@ def _links(row: tables.Job, served: list[str], version: tables.Version | None) -
     links = {"self": f"/jobs/{row.id}"}
     if row.status not in JOB_TERMINAL:
         links["cancel"] = f"/jobs/{row.id}/cancel"
+    if row.status == "failed" and row.kind in ("unlearn", *EVIDENCE_KINDS):
+        links["retry"] = f"/jobs/{row.id}/retry"
     if served:
         links["request"] = f"/unlearn-requests/{served[0]}"
     if row.model_id is not None:

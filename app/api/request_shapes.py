@@ -23,6 +23,8 @@ ABOUT_PURPOSE = (
     "`erasure` of records, or `poison_removal` where the records are the known part of a poison; "
     "the ladder differs."
 )
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: dict[Priority, int] = {"low": -1, "normal": 0, "high": 1}
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
@@ -93,6 +95,9 @@ class UnlearnRequestCreate(Shape):
     )
     time_limit_seconds: Annotated[float, Field(gt=0, le=7 * 86_400)] = Field(
         21_600, description="Wall-clock limit of the job; a rung past it fails."
+    )
+    priority: Priority = Field(
+        "normal", description="Its place among the waiting work of the same tenant."
     )
     metadata: Metadata = Field(default_factory=dict)
 

@@ -24,6 +24,7 @@ from .ids import ModelFilter, RequestId
 from .listing import Pages, page_of
 from .problems import problems
 from .request_shapes import (
+    PRIORITIES,
     ForgetClass,
     ForgetSamples,
     ForgetSubject,
@@ -171,6 +172,7 @@ def _receive(session: Session, caller: Caller, wanted: UnlearnRequestCreate) -> 
         received_at=received_at,
         meta=wanted.metadata,
         purpose=wanted.purpose,
+        priority=PRIORITIES[wanted.priority],
     )
     headers = {"Location": f"/unlearn-requests/{row.id}", "Retry-After": str(retry_after(None))}
     return Answer(202, shape(session, row), headers)

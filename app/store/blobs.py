@@ -20,6 +20,7 @@ from app.settings import Settings
 
 from . import session
 from .errors import Unavailable
+from .failpoints import failpoint
 
 CHUNK_BYTES = 2**18
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -143,12 +144,14 @@ class Folder(Blobs):
         target = self.path(key)
         _make_folders(target.parent, self.root)
         _sync(path)
+        failpoint("blob.before_rename")
         try:
             target.hardlink_to(path)
         except FileExistsError:
             if digest(target) != digest(path):
                 raise
         path.unlink()
+        failpoint("blob.after_rename")
         _sync(target.parent)
 
     def fetch(self, key: str, folder: Path) -> Path:  # noqa: ARG002  # for stores that copy

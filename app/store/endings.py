@@ -78,15 +78,25 @@ def end(
     }
     if status == "succeeded":
         values["progress"] = 1.0
-    _move(session, job, epoch, values)
+    checkpoint = job.checkpoint_blob
+    _move(session, job, epoch, values | {"checkpoint_blob": None, "checkpoint_digest": None})
+    throw(session, checkpoint)
     if status != "succeeded":
         cause = error or problem("cancelled", "The job was cancelled.")
         _bear_consequences(session, job, status, cause)
     ring_again(session, job)
 
 
-def requeue(session: Session, job: Job, *, epoch: int, delay: float = 0.0, **counters: int) -> None:
-    """Put a running job back into the queue; its requests wait again.
+def requeue(
+    session: Session,
+    job: Job,
+    *,
+    epoch: int,
+    delay: float = 0.0,
+    held_for: str | None = None,
+    **counters: int,
+) -> None:
+    """Put a running job back into the queue; its requests wait again, and its checkpoint stays.
 
     Raises:
         LeaseLost: if it is not that attempt's any more.
@@ -94,6 +104,7 @@ def requeue(session: Session, job: Job, *, epoch: int, delay: float = 0.0, **cou
     values: Document = {
         "status": "queued",
         "run_after": clock.now() + delay,
+        "held_for": held_for,
         "dispatched_at": None,
         "progress": 0.0,
         "metrics": {},

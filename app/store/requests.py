@@ -41,6 +41,7 @@ def receive(
     received_at: datetime | None = None,
     meta: Document | None = None,
     purpose: Purpose = "erasure",
+    priority: int = 0,
 ) -> Request:
     """Take in a request: resolve it, refuse it or store it, and give it a job.
 
@@ -66,6 +67,7 @@ def receive(
         received_at: when the person asked, if earlier than now.
         meta: the caller's own pairs.
         purpose: erasure, or removal of a poison; it decides about the ladder.
+        priority: among the tenant's own jobs; the greater goes first.
 
     Raises:
         NotFound: if the model or the samples are not the tenant's.
@@ -76,6 +78,8 @@ def receive(
             ``dataset_purpose_mismatch``, ``forget_set_empty``, ``holdout_overlap``,
             ``dataset_missing``, ``recipe_missing``, ``holdout_missing``.
     """
+    now = datetime.now(UTC)
+    asked_at = received_at or now
     wish = admission.Wish(
         selector,
         record_ids,
@@ -99,11 +103,9 @@ def receive(
             admission.refuse_too_small(session, model, dataset, found.rows)
         version = models.current(session, model)
         admission.refuse_empty_ladder(model, dataset, wish, len(found.rows), version)
-        job = _join_or_queue(session, model, wish)
+        job = _join_or_queue(session, model, wish, one_month_after(asked_at), priority)
     else:
         job = _done_job(session, model, wish)
-    now = datetime.now(UTC)
-    asked_at = received_at or now
     request = Request(
         tenant_id=tenant_id,
         id=new("req"),
@@ -189,8 +191,10 @@ def one_month_after(at: datetime) -> datetime:
     return at.replace(year=year, month=month, day=day)
 
 
-def _join_or_queue(session: Session, model: Model, wish: admission.Wish) -> Job:
-    """Return a queued job that does just this, made if there is none."""
+def _join_or_queue(
+    session: Session, model: Model, wish: admission.Wish, due_at: datetime, priority: int
+) -> Job:
+    """Return a queued job that does just this, made if there is none; the most urgent decides."""
     key = _join_key(model, wish)
     queued = select(Job).where(
         Job.tenant_id == model.tenant_id,
@@ -202,9 +206,11 @@ def _join_or_queue(session: Session, model: Model, wish: admission.Wish) -> Job:
     job = session.scalars(queued.order_by(Job.id).limit(1).with_for_update()).one_or_none()
     if job is not None:
         job.revision += 1
+        job.priority = max(job.priority, priority)
+        job.due_at = due_at if job.due_at is None else min(job.due_at, due_at)
     else:
         job = _new_job(model, wish)
-        job.join_key = key
+        job.join_key, job.priority, job.due_at = key, priority, due_at
         session.add(job)
     session.flush()
     return job

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from app.settings import Need
+
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 JobKind = Literal["ingest", "prepare", "unlearn", "audit", "oracle", "bank"]
 RequestStatus = Literal[
@@ -14,6 +16,16 @@ VersionStatus = Literal["validating", "ready", "rejected", "withdrawn"]
 VersionRole = Literal["chain", "oracle"]
 DatasetStatus = Literal["validating", "ready", "rejected", "deleted"]
 ModelStatus = Literal["active", "deleted"]
+
+NEEDS: dict[str, Need] = {
+    "ingest": "cpu",
+    "prepare": "gpu",
+    "unlearn": "gpu",
+    "audit": "gpu",
+    "oracle": "gpu",
+    "bank": "gpu",
+}
+"""What a worker should have for a job; where there is no accelerator, ``gpu`` work runs as well."""
 
 EVIDENCE_KINDS = ("audit", "oracle", "bank")
 """Jobs that change no model and serve no request: they gather evidence."""

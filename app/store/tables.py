@@ -316,6 +316,7 @@ class Job(Base):
             sqlite_where=text("status = 'running'"),
             postgresql_where=text("status = 'running'"),
         ),
+        ForeignKeyConstraint(["tenant_id", "retry_of_id"], ["jobs.tenant_id", "jobs.id"]),
         Index(None, "status", "run_after"),
         Index(None, "tenant_id", "model_id", "status"),
     )
@@ -343,6 +344,12 @@ class Job(Base):
     """What the caller chose: ``seed, batch_size, time_limit_seconds`` and what the kind takes."""
     join_key: Mapped[str | None] = mapped_column(String(64))
     """Digest of model, policy, unlearner and options; equal queued jobs are shared."""
+    retry_of_id: Mapped[str | None]
+    """The failed job whose requests, or whose question, this one took over."""
+    priority: Mapped[int] = mapped_column(default=0)
+    """Among the jobs of its tenant the greater goes first."""
+    due_at: Mapped[datetime | None]
+    """The earliest day that a request it serves is due."""
     attempts: Mapped[int] = mapped_column(default=0)
     """Counted at claim."""
     runner_deaths: Mapped[int] = mapped_column(default=0)
@@ -352,11 +359,16 @@ class Job(Base):
     lease_owner: Mapped[str | None]
     lease_until: Mapped[float | None]
     run_after: Mapped[float] = mapped_column(default=0.0)
+    held_for: Mapped[str | None] = mapped_column(String(32))
+    """Why it waits until ``run_after``: ``backoff`` or ``storage_full``."""
     dispatched_at: Mapped[float | None]
     call_id: Mapped[str | None] = mapped_column(String(128), default=correlation.request_id)
     """``X-Request-Id`` of the call that made it."""
     trace_parent: Mapped[str | None] = mapped_column(String(64), default=correlation.trace_parent)
     """W3C ``traceparent`` of that call; the job's own trace links to it."""
+    checkpoint_blob: Mapped[str | None]
+    """State of a training that was interrupted; dropped when the job ends."""
+    checkpoint_digest: Mapped[str | None] = mapped_column(String(64))
     cancel_requested_at: Mapped[datetime | None]
     result: Mapped[Document | None]
     error: Mapped[Document | None]

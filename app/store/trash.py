@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from .tables import Dataset, Model, Trash, Version
+from .tables import Dataset, Job, Model, Trash, Version
 
 
 def throw(session: Session, *keys: str | None) -> None:
@@ -36,5 +36,6 @@ def named(session: Session) -> set[str]:
         Version.blob,
         Version.importance_blob,
         Model.bank_blob,
+        Job.checkpoint_blob,
     )
     return {key for column in columns for key in session.scalars(select(column)) if key}

@@ -58,4 +58,5 @@ def retrain(problem: Problem, config: RetrainConfig) -> nn.Module:  # noqa: ARG0
         masks=problem.masks,
         progress=problem.progress,
         check_time=problem.check_time,
+        keeper=problem.keeper,
     )

@@ -33,6 +33,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "create_api_key": {"json": {}},
     "recommend_unlearners": {"json": {}},
     "cancel_job": {},
+    "retry_job": {},
     "create_audit": {"json": {}},
     "train_oracle": {"json": {}},
     "train_reference_bank": {"json": {}},

@@ -193,6 +193,7 @@ def test_routes_of_the_service() -> None:
         "POST /api-keys",
         "POST /datasets",
         "POST /jobs/{job_id}/cancel",
+        "POST /jobs/{job_id}/retry",
         "POST /models",
         "POST /models/{model_id}/reference-bank",
         "POST /models/{model_id}/versions/{version}/audits",

@@ -14,21 +14,13 @@ import pytest
 
 from tests.chaos.checker import check, settle
 from tests.chaos.nemesis import Nemesis
+from tests.chaos.rig import SHORT
+from tests.chaos.sizes import size
 from tests.chaos.world import World
 from tests.e2e.client import Client
 from tests.e2e.stack import Distributed, Embedded
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
-
-KILLS_OF_ALL = 10
-KILLS_OF_WORKERS = 20
-SHORT = {
-    "lease_seconds": 3,
-    "heartbeat_seconds": 1,
-    "sweep_seconds": 0.5,
-    "dispatch_seconds": 0.5,
-    "redispatch_seconds": 2,
-}
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(36_000)]
 
 
 @pytest.fixture
@@ -46,9 +38,9 @@ def test_the_embedded_service_killed_whole(tmp_path: Path, rng: random.Random) -
     client = Client(stack.url, stack.key)
     world = World(client, tmp_path, rng, epochs=80)
     try:
-        world.build(num_models=3)
+        world.build(num_models=size("T1 models"))
         world.ask(num_requests=2)
-        while nemesis.hits < KILLS_OF_ALL:
+        while nemesis.hits < size("T1 kills of the embedded service"):
             if not nemesis.strike(lambda: stack.kill("serve")):
                 world.ask(num_requests=2)
                 continue
@@ -76,9 +68,9 @@ def test_the_celery_worker_killed(
     client = Client(stack.url, stack.key)
     world = World(client, tmp_path, rng, epochs=80)
     try:
-        world.build(num_models=3)
+        world.build(num_models=size("T1 models"))
         world.ask(num_requests=2)
-        while nemesis.hits < KILLS_OF_WORKERS:
+        while nemesis.hits < size("T1 kills of workers"):
             if not nemesis.strike(lambda: stack.kill("worker")):
                 world.ask(num_requests=2)
                 continue

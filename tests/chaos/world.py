@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +51,8 @@ class World:
     folder: Path
     rng: random.Random
     epochs: int
+    most: int = 4
+    """Records of one request."""
     models: list[str] = field(default_factory=list)
     acknowledged: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     """Request id -> model id and record ids."""
@@ -72,21 +76,35 @@ class World:
             version = self.client.wait(f"/models/{model}/versions/1", "status", "ready", "rejected")
             assert version["status"] == "ready", version
 
-    def ask(self, num_requests: int) -> None:
-        """Ask every model to forget some records, as many times as given."""
+    def ask(self, num_requests: int, mend: Callable[[], None] | None = None) -> None:
+        """Ask every model to forget some records, as many times as given.
+
+        Args:
+            num_requests: of each model.
+            mend: brings a service back that did not answer; the same call is then made again.
+        """
         for _ in range(num_requests):
             for model in self.models:
                 number = len(self.acknowledged)
-                ids = [self._left[model].pop() for _ in range(self.rng.randint(1, 4))]
-                body = self.client.forget(
-                    f"request-{number}",
-                    model,
-                    {"type": "record_ids", "record_ids": ids},
-                    policy="exact",
-                    # Equal requests share a job while it is queued, different ones do not.
-                    seed=number // 6,
-                )
+                ids = [self._left[model].pop() for _ in range(self.rng.randint(1, self.most))]
+                try:
+                    body = self._forget(number, model, ids)
+                except httpx.TransportError:
+                    if mend is None:
+                        raise
+                    mend()
+                    body = self._forget(number, model, ids)
                 self.acknowledged[body["id"]] = (model, ids)
+
+    def _forget(self, number: int, model: str, ids: list[str]) -> Json:
+        return self.client.forget(
+            f"request-{number}",
+            model,
+            {"type": "record_ids", "record_ids": ids},
+            policy="exact",
+            # Equal requests share a job while it is queued, different ones do not.
+            seed=number // 6,
+        )
 
     def _metadata(self, name: str, dataset: str) -> Json:
         return {

@@ -88,6 +88,28 @@ class Stack:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
+    def configure(self, **settings: object) -> None:
+        """Change settings of the processes that are started from now on."""
+        self._settings |= settings
+
+    def send_signal(self, name: str, number: int) -> None:
+        """Send a signal to one process."""
+        self.processes[name].send_signal(number)
+
+    def wait_for_death(self, name: str, seconds: float = START_SECONDS) -> int:
+        """Wait until a process has ended by itself; return its exit status."""
+        try:
+            status = self.processes[name].wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{name} lives on:\n{self.log(name)}") from None
+        del self.processes[name]
+        return status
+
+    def stop_one(self, name: str) -> int:
+        """SIGTERM one process; return its exit status."""
+        self.processes[name].terminate()
+        return self.processes.pop(name).wait(60)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM all processes; return their exit statuses."""
         for process in self.processes.values():
@@ -152,6 +174,7 @@ class Distributed(Stack):
         """Start the API."""
         self.spawn("api", "-m", "app.main")
 
-    def start_worker(self) -> None:
+    def start_worker(self, name: str = "worker") -> None:
         """Start a worker."""
-        self.spawn("worker", "-m", "celery", "-A", "worker.main", "worker", "--loglevel", "INFO")
+        arguments = ["-m", "celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
+        self.spawn(name, *arguments, "-n", f"{name}@%h")

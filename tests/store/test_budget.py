@@ -36,6 +36,7 @@ def claimed(world: World, model_id: str, *ids: str) -> jobs.Claim:
     with transaction() as session:
         made = factories.a_request(session, world.tenant, model_id, record_ids=[*ids])
         claim = jobs.claim(session, made.job_id, "w")
+        factories.bytes_for_all(session)
     assert claim is not None
     return claim
 

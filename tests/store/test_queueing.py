@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import update
@@ -108,7 +109,7 @@ class Line:
         self.cut = False
         self.heard = threading.Event()
 
-    def send(self, *job_ids: str) -> None:
+    def send(self, *job_ids: str, need: str = "cpu") -> None:
         if self.cut:
             self.heard.set()
             raise ConnectionError
@@ -158,3 +159,68 @@ def test_a_nudge_wakes_the_dispatcher(store: World, line: Line) -> None:
         bell.nudge()
     dispatcher.stop()
     assert line.rung == [job_id]
+
+
+def test_tenants_take_turns(store: World) -> None:
+    """Whoever has much to do does not keep the others waiting."""
+    with transaction() as session:
+        many = [factories.a_raw_dataset(session, store.tenant)[1] for _ in range(3)]
+        few = [factories.a_raw_dataset(session, store.stranger)[1] for _ in range(2)]
+    assert due() == [many[0], few[0], many[1], few[1], many[2]]
+    with transaction() as session:
+        assert jobs.claim(session, many[0], "w") is not None
+    assert due() == [few[0], many[1], few[1], many[2]], "what runs counts as a turn"
+
+
+def test_within_a_tenant_priority_then_the_day_it_is_due(store: World) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=20)
+    with transaction() as session:
+        late, old, high, low = (
+            factories.a_request(
+                session, store.tenant, factories.a_model(session, store.tenant).id, **over
+            ).job_id
+            for over in ({}, {"received_at": long_ago}, {"priority": 1}, {"priority": -1})
+        )
+    assert due() == [high, old, late, low]
+
+
+def test_a_job_is_as_urgent_as_its_most_urgent_request(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        first = factories.a_request(session, store.tenant, model.id)
+        asked = datetime.now(UTC) - timedelta(days=9)
+        second = factories.a_request(
+            session, store.tenant, model.id, record_ids=["r1"], received_at=asked, priority=1
+        )
+        assert first.job_id == second.job_id
+        job = jobs.get(session, store.tenant, first.job_id)
+        assert (job.due_at, job.priority) == (second.due_at, 1)
+
+
+def test_a_worker_takes_whose_turn_it_is_of_what_it_can_do(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        erasure = factories.a_request(session, store.tenant, model.id).job_id
+        _, upload = factories.a_raw_dataset(session, store.stranger)
+    with transaction() as session:
+        assert jobs.needs_of(session, [erasure, upload]) == {erasure: "gpu", upload: "cpu"}
+        held = jobs.claim_next(session, "reader", ("cpu",))
+        assert held is not None
+        assert held.job.id == upload
+        assert jobs.claim_next(session, "reader", ("cpu",)) is None
+        held = jobs.claim_next(session, "both", ("cpu", "gpu"))
+        assert held is not None
+        assert held.job.id == erasure
+
+
+def test_bells_ring_where_the_work_can_be_done(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung: list[tuple[str, tuple[str, ...]]] = []
+    monkeypatch.setattr(bell, "send", lambda *ids, need: rung.append((need, ids)))
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        erasure = factories.a_request(session, store.tenant, model.id).job_id
+        _, upload = factories.a_raw_dataset(session, store.tenant)
+    dispatch.dispatch()
+    assert rung == [("cpu", (upload,)), ("gpu", (erasure,))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ FINDING = {
     "unit": "1",
     "examples": 1,
 }
-CRASH, LIE, LINK = 13, 14, 15
+CRASH, LIE, LINK, TRAIN = 13, 14, 15, 16
 """Seeds that make the work misbehave."""
 
 
@@ -33,8 +34,14 @@ def audit(*, out: Path, report: Any, **order: Any) -> dict[str, Any]:
 
 
 def oracle(*, out: Path, report: Any, **order: Any) -> dict[str, Any]:
-    """Write the order as the weights."""
+    """Write the order as the weights; or train for ever, from what was kept before if there is."""
     _misbehave(order["seed"])
+    keeper = order.pop("keeper")
+    if order["seed"] == TRAIN:
+        found = keeper.restore("this")
+        if found is None:
+            _train(keeper, report)
+        assert found.numbers == {"step": 7}
     told = {name: _plain(value) for name, value in order.items()}
     content = json.dumps(told, sort_keys=True).encode()
     (out / "model.safetensors").write_bytes(content)
@@ -52,6 +59,19 @@ def bank(*, out: Path, report: Any, **order: Any) -> dict[str, Any]:
         told = {name: _plain(value) for name, value in order.items()}
         file.write_text(json.dumps(told, sort_keys=True))
     return {"bank": file.name, "models": 99 if order["seed"] == LIE else order["models"]}
+
+
+def _train(keeper: Any, report: Any) -> None:
+    """Do nothing until it is asked to stop."""
+    import torch  # only the tests that need it wait for it
+
+    from core.checkpoints import State
+
+    with keeper.training():
+        report("training", 0.5, None, None, {})
+        while not keeper.is_due:
+            time.sleep(0.01)
+        keeper.save("this", State({"weight": torch.ones(3)}, {"step": 7}))
 
 
 def _misbehave(seed: int) -> None:

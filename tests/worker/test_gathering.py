@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,15 +12,17 @@ import pytest
 from sqlalchemy import select
 
 from app.settings import Settings
-from app.store import audits, jobs, models, references, tables, trash
+from app.store import audits, jobs, models, references, tables
 from app.store.blobs import blobs
 from app.store.session import reading, transaction
 from core.audit_job import audit
 from core.bank_job import bank
 from core.oracle_job import oracle
 from tests import factories
-from tests.worker.stand_in_gathering import CRASH, LIE, LINK
-from worker.jobs import run_job
+from tests.worker.stand_in_gathering import CRASH, LIE, LINK, TRAIN
+from worker import garbage, steps
+from worker import jobs as worker_jobs
+from worker.attempt import accompany
 from worker.runner import core_work
 from worker.station import Station
 
@@ -44,12 +48,13 @@ def ids(settings: Settings) -> tuple[str, str]:
 
 
 def done(tenant: str, job_id: str) -> tables.Job:
-    """Do a job, and return it; every row has its bytes."""
+    """Do a job, whosever turn it is, and return it; every row has its bytes."""
     with reading() as session:
-        for key in trash.named(session):
-            blobs().path(key).parent.mkdir(parents=True, exist_ok=True)
-            blobs().path(key).touch()
-    run_job(job_id)
+        factories.bytes_for_all(session)
+    with transaction() as session:
+        held = jobs.claim(session, job_id, "w")
+    if held is not None:
+        worker_jobs.do(held, worker_jobs.station())
     with reading() as session:
         return jobs.get(session, tenant, job_id)
 
@@ -129,7 +134,7 @@ def test_an_oracle_is_kept_with_its_weights(here: Station, ids: tuple[str, str])
     content = blobs().path(oracle_row.blob).read_bytes()
     told = json.loads(content)
     assert (told["excluded"], told["seed"], told["time_limit_seconds"]) == ([0], 5, 60.0)
-    assert told.keys() | {"out", "report"} == arguments(oracle)
+    assert told.keys() | {"out", "report", "keeper"} == arguments(oracle)
     assert oracle_row.size_bytes == len(content)
 
 
@@ -175,7 +180,7 @@ def test_a_bad_bank_is_not_kept(here: Station, ids: tuple[str, str], seed: int) 
         options = {"models": 4, "seed": seed, "batch_size": 16}
         job_id = references.queue_bank(session, tenant, model_id, options).id
     for _ in range(3):
-        run_job(job_id)
+        done(tenant, job_id)
     job = done(tenant, job_id)
     assert job.status == "failed"
     assert job.error is not None
@@ -189,3 +194,62 @@ def test_a_bad_bank_is_not_kept(here: Station, ids: tuple[str, str], seed: int) 
 
 def test_the_runner_knows_every_kind() -> None:
     assert core_work().keys() == {"ingest", "prepare", "unlearn", "audit", "oracle", "bank"}
+
+
+def start_training(
+    tenant: str, model_id: str, here: Station, monkeypatch: pytest.MonkeyPatch
+) -> tables.Job:
+    """Train an oracle until the worker is asked to end; return the job that is left."""
+    monkeypatch.setattr("worker.attempt.accompany.__kwdefaults__", DRAINED_AT_ONCE)
+    with transaction() as session:
+        options = {"seed": TRAIN, "time_limit_seconds": 60.0}
+        job_id = references.queue_oracle(session, tenant, model_id, "@serving", options).id
+    ender = threading.Thread(target=end_once_training, args=(tenant, job_id, here))
+    ender.start()
+    job = done(tenant, job_id)
+    ender.join()
+    here.closing.clear()
+    return job
+
+
+DRAINED_AT_ONCE = {**(accompany.__kwdefaults__ or {}), "drain_seconds": 0.1}
+
+
+def end_once_training(tenant: str, job_id: str, here: Station) -> None:
+    while True:
+        with reading() as session:
+            if jobs.get(session, tenant, job_id).phase == "training":
+                here.closing.set()
+                return
+        time.sleep(0.02)
+
+
+def test_a_drained_training_goes_on_where_it_was(
+    here: Station, ids: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant, model_id = ids
+    job = start_training(tenant, model_id, here, monkeypatch)
+    assert (job.status, job.attempts) == ("queued", 0)
+    assert job.checkpoint_blob is not None
+    kept = blobs().path(job.checkpoint_blob)
+    assert kept.is_file()
+    garbage.remove_orphans()
+    assert kept.is_file(), "a row names it"
+    job = done(tenant, job.id)
+    assert (job.status, job.checkpoint_blob, job.epoch) == ("succeeded", None, 2)
+    garbage.empty_trash()
+    assert not kept.exists(), "it is erased when the job ends"
+
+
+def test_a_checkpoint_that_was_changed_is_not_used(
+    here: Station, ids: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant, model_id = ids
+    job = start_training(tenant, model_id, here, monkeypatch)
+    assert job.checkpoint_blob is not None
+    with transaction() as session:
+        held = jobs.claim(session, job.id, "w")
+    assert held is not None
+    assert steps.order(held, here.home.path)["checkpoints"]["found"] is not None
+    blobs().path(job.checkpoint_blob).write_bytes(b"changed")
+    assert steps.order(held, here.home.path)["checkpoints"]["found"] is None

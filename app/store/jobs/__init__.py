@@ -1,14 +1,15 @@
 """Verbs over jobs, in the order of a job's life."""
 
 from ..endings import LeaseLost
-from .claiming import claim, renew
+from .claiming import claim, claim_next, renew
 from .claims import Claim, Renewal
-from .finishing import cancelled, fail, finish_ingest, finish_prepare, release
+from .finishing import cancelled, fail, finish_ingest, finish_prepare, keep_checkpoint, release
 from .gathering import finish_audit, finish_bank, finish_oracle
 from .publishing import exhaust, finish_without_influence, publish
-from .queueing import due, stamp_dispatched
+from .queueing import due, needs_of, stamp_dispatched
 from .reading import cancel, get, rungs, waiting_on
 from .recovery import free_all, sweep
+from .retrying import retry
 
 __all__ = [
     "Claim",
@@ -17,6 +18,7 @@ __all__ = [
     "cancel",
     "cancelled",
     "claim",
+    "claim_next",
     "due",
     "exhaust",
     "fail",
@@ -28,9 +30,12 @@ __all__ = [
     "finish_without_influence",
     "free_all",
     "get",
+    "keep_checkpoint",
+    "needs_of",
     "publish",
     "release",
     "renew",
+    "retry",
     "rungs",
     "stamp_dispatched",
     "sweep",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
@@ -11,6 +12,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.settings import Need
 from core.situation import Purpose
 
 from .. import audits, budget, clock, models, references
@@ -19,7 +21,7 @@ from ..endings import LeaseLost, end, lock, move_requests, problem
 from ..resolution import Rows, num_overlapping
 from ..tables import Dataset, Document, Job, Model, Request, Version
 from .claims import Claim, Renewal
-from .queueing import is_due
+from .queueing import is_due, next_ids
 
 
 def claim(session: Session, job_id: str, owner: str) -> Claim | None:
@@ -47,6 +49,14 @@ def claim(session: Session, job_id: str, owner: str) -> Claim | None:
     if job.kind in refused and refused[job.kind](session, claimed):
         return None
     return claimed
+
+
+def claim_next(session: Session, owner: str, needs: Collection[Need]) -> Claim | None:
+    """Take the job whose turn it is, of those that this worker can do; None if there is none."""
+    for job_id in next_ids(session, needs):
+        if (held := claim(session, job_id, owner)) is not None:
+            return held
+    return None
 
 
 def renew(
@@ -117,6 +127,7 @@ def _take(session: Session, job_id: str, owner: str) -> Job | None:
             revision=Job.revision + 1,
             lease_owner=owner,
             lease_until=clock.now() + sessions.settings().lease_seconds,
+            held_for=None,
             started_at=func.coalesce(Job.started_at, datetime.now(UTC)),
         )
         .returning(Job)

@@ -114,12 +114,27 @@ def fail(session: Session, claim: Claim, code: str, detail: str, retryable: bool
     else:
         waits = settings.retry_backoff_seconds
         delay = waits[min(deaths, len(waits)) - 1]
-        requeue(session, job, epoch=claim.epoch, delay=delay, runner_deaths=deaths)
+        requeue(
+            session,
+            job,
+            epoch=claim.epoch,
+            delay=delay,
+            held_for="backoff",
+            runner_deaths=deaths,
+        )
     return job.status
 
 
-def release(session: Session, claim: Claim, *, delay: float = 0.0) -> None:
+def release(
+    session: Session, claim: Claim, *, delay: float = 0.0, held_for: str | None = None
+) -> None:
     """Give a job back that could not be done here, with its attempt; another worker may go on.
+
+    Args:
+        session: of the caller's transaction.
+        claim: of the attempt.
+        delay: seconds before it is tried again.
+        held_for: what it waits for meanwhile.
 
     Raises:
         LeaseLost: if the job is not this attempt's any more.
@@ -128,7 +143,26 @@ def release(session: Session, claim: Claim, *, delay: float = 0.0) -> None:
     if job.cancel_requested_at is not None:
         end(session, job, "cancelled", epoch=claim.epoch)
     else:
-        requeue(session, job, epoch=claim.epoch, delay=delay, attempts=job.attempts - 1)
+        requeue(
+            session,
+            job,
+            epoch=claim.epoch,
+            delay=delay,
+            held_for=held_for,
+            attempts=job.attempts - 1,
+        )
+
+
+def keep_checkpoint(session: Session, claim: Claim, *, blob: str, digest: str) -> None:
+    """Note where the training at work can be gone on from; an earlier place is thrown away.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    job = hold(session, claim)
+    throw(session, job.checkpoint_blob)
+    job.checkpoint_blob, job.checkpoint_digest = blob, digest
+    session.flush()
 
 
 def cancelled(session: Session, claim: Claim) -> None:

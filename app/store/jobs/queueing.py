@@ -1,24 +1,32 @@
-"""Which queued jobs may run now, and which of them are to be rung."""
+"""Which queued jobs may run now, whose turn it is, and which of them are to be rung.
+
+Tenants take turns: what counts is how many jobs of a tenant run or go before this one. Within a
+tenant what only gathers evidence goes last, for it can take hours and erasure is due; then decide
+priority, the day the request is due, and age.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
+
+from app.settings import Need
 
 from .. import clock, workers
 from .. import session as sessions
-from ..status import EVIDENCE_KINDS
+from ..status import EVIDENCE_KINDS, NEEDS
 from ..tables import Dataset, Job, Model, Version
 
 MIN_WINDOW = 32
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def due(session: Session, limit: int | None = None) -> list[str]:
-    """Return ids of jobs to ring, oldest first and at most one per model.
-
-    Within a model what only gathers evidence goes last: it can take hours, and erasure is due.
+    """Return ids of jobs to ring, in the order of their turns and at most one per model.
 
     Only a window of the queue is ever rung, so that the broker holds tens of ids, whatever waits.
 
@@ -28,20 +36,57 @@ def due(session: Session, limit: int | None = None) -> list[str]:
             at least 32.
     """
     window = limit or max(MIN_WINDOW, 2 * workers.slots(session))
-    lane = func.coalesce(Job.model_id, Job.id)
-    last = case((Job.kind.in_(EVIDENCE_KINDS), 1), else_=0)
-    place = func.row_number().over(partition_by=lane, order_by=(last, Job.id)).label("place")
-    may_run = select(Job.id, Job.dispatched_at, place).where(is_due()).subquery()
-    first = (
-        select(may_run.c.id, may_run.c.dispatched_at)
-        .where(may_run.c.place == 1)
-        .order_by(may_run.c.id)
-        .limit(window)
-        .subquery()
-    )
+    first = _in_turn().limit(window).subquery()
     heard_until = clock.now() - sessions.settings().redispatch_seconds
     unheard = or_(first.c.dispatched_at.is_(None), first.c.dispatched_at <= heard_until)
-    return [*session.scalars(select(first.c.id).where(unheard).order_by(first.c.id))]
+    return [*session.scalars(select(first.c.id).where(unheard).order_by(first.c.number))]
+
+
+def next_ids(session: Session, needs: Collection[Need], limit: int = 8) -> list[str]:
+    """Return ids of the jobs whose turn it is for a worker that can do these, rung or not."""
+    kinds = [kind for kind, need in NEEDS.items() if need in needs]
+    return [*session.scalars(_in_turn(Job.kind.in_(kinds)).limit(limit))]
+
+
+def needs_of(session: Session, job_ids: Collection[str]) -> dict[str, Need]:
+    """Return for each of these jobs what kind of worker it needs."""
+    chosen = select(Job.id, Job.kind).where(Job.id.in_(job_ids))
+    return {job_id: NEEDS[kind] for job_id, kind in session.execute(chosen)}
+
+
+def _in_turn(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Due jobs, the first of each model, in the order of their turns."""
+    lane = func.coalesce(Job.model_id, Job.id)
+    merit = (
+        case((Job.kind.in_(EVIDENCE_KINDS), 1), else_=0),
+        -Job.priority,
+        func.coalesce(Job.due_at, NEVER),
+        Job.id,
+    )
+    rank = func.row_number().over(order_by=merit).label("rank")
+    place = func.row_number().over(partition_by=lane, order_by=merit).label("place")
+    may_run = (
+        select(Job.id, Job.tenant_id, Job.dispatched_at, rank, place)
+        .where(is_due(), *conditions)
+        .subquery()
+    )
+    other = aliased(Job)
+    num_running = (
+        select(func.count())
+        .where(other.tenant_id == may_run.c.tenant_id, other.status == "running")
+        .scalar_subquery()
+    )
+    before = func.row_number().over(
+        partition_by=may_run.c.tenant_id, order_by=(may_run.c.place, may_run.c.rank)
+    )
+    turn = (before + num_running).label("turn")
+    turns = (
+        select(may_run.c.id, may_run.c.dispatched_at, may_run.c.rank, turn)
+        .where(may_run.c.place == 1)
+        .subquery()
+    )
+    number = func.row_number().over(order_by=(turns.c.turn, turns.c.rank)).label("number")
+    return select(turns.c.id, turns.c.dispatched_at, number).order_by(turns.c.turn, turns.c.rank)
 
 
 def stamp_dispatched(session: Session, job_ids: Iterable[str]) -> None:

@@ -33,7 +33,8 @@ def waiting_on(session: Session, job: Job) -> str | None:
 
     Returns:
         ``model`` while its inputs are being read or checked, ``model_lock`` while another job of
-        the model runs, ``backoff`` after a runner died, else ``worker``.
+        the model runs, ``backoff`` after a runner died, ``storage_full`` while the disk may have no
+        room, else ``worker``.
     """
     if job.status != "queued":
         return None
@@ -49,7 +50,7 @@ def waiting_on(session: Session, job: Job) -> str | None:
     if job.model_id is not None and session.scalar(running.limit(1)) is not None:
         return "model_lock"
     if session.scalar(one.where(Job.run_after > clock.now())) is not None:
-        return "backoff"
+        return job.held_for or "backoff"
     return "worker"
 
 

@@ -1,0 +1,104 @@
+"""Trying a failed job again, because somebody asked for it: a new job, for the failed one stays."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from ..endings import lock
+from ..erasing import OPEN
+from ..errors import Conflict, NotFound
+from ..ids import new
+from ..status import EVIDENCE_KINDS
+from ..tables import Job, Model, Request, Version
+
+SAME = (
+    *("kind", "model_id", "dataset_id", "version_id", "policy", "unlearner", "options"),
+    *("join_key", "priority", "due_at"),
+)
+"""What the new job takes over."""
+
+
+def retry(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Queue a new job that does what a failed one was to do.
+
+    It serves the requests of the failed one that still need attention.
+
+    Raises:
+        NotFound: if the tenant has no such job.
+        Conflict: ``state_conflict`` if it has not failed, reads an upload (send that again), is
+            tried again already, or nobody waits for it; ``model_not_active`` if its model was
+            deleted; ``version_withdrawn`` if the version that it looked at was.
+    """
+    job = lock(session, tenant_id, job_id)
+    if job is None:
+        raise NotFound
+    if job.status != "failed":
+        raise Conflict(
+            "state_conflict", f"Only a failed job can be tried again; it is {job.status}."
+        )
+    if job.kind not in ("unlearn", *EVIDENCE_KINDS):
+        raise Conflict("state_conflict", "What was rejected must be uploaded again.")
+    model = session.get_one(Model, (tenant_id, job.model_id))
+    if model.status != "active":
+        raise Conflict("model_not_active", "The model was deleted.")
+    again = Job(tenant_id=tenant_id, id=new("job"), retry_of_id=job.id)
+    for name in SAME:
+        setattr(again, name, getattr(job, name))
+    if job.kind == "unlearn":
+        again.version_id = None
+        _take_over(session, job, again)
+    else:
+        _refuse_repeated(session, job)
+        session.add(again)
+    session.flush()
+    return again
+
+
+def _take_over(session: Session, job: Job, again: Job) -> None:
+    """Have the requests that need attention wait for the new job."""
+    waiting = (
+        Request.tenant_id == job.tenant_id,
+        Request.job_id == job.id,
+        Request.status == "needs_attention",
+    )
+    found = session.scalars(select(Request).where(*waiting).with_for_update()).all()
+    if not found:
+        raise Conflict("state_conflict", "No request waits for this job any more.")
+    for request in found:
+        _refuse_rivals(session, request)
+    session.add(again)
+    session.flush()
+    moved = update(Request).where(*waiting)
+    values = {"job_id": again.id, "status": "queued", "outcome": None, "problem": None}
+    session.execute(moved.values(**values).execution_options(synchronize_session="fetch"))
+    job.revision += 1
+
+
+def _refuse_rivals(session: Session, request: Request) -> None:
+    """Refuse if another open request brought the same samples: they belong to one at a time."""
+    if request.samples_dataset_id is None:
+        return
+    others = select(Request.id).where(
+        Request.tenant_id == request.tenant_id,
+        Request.samples_dataset_id == request.samples_dataset_id,
+        Request.status.in_([state for state in OPEN if state != "needs_attention"]),
+    )
+    if session.scalar(others.limit(1)) is not None:
+        raise Conflict("state_conflict", "Another request for the same samples is under way.")
+
+
+def _refuse_repeated(session: Session, job: Job) -> None:
+    """Refuse evidence that is being gathered again already, or of a version without weights."""
+    again = select(Job.id).where(
+        Job.tenant_id == job.tenant_id,
+        Job.retry_of_id == job.id,
+        Job.status.in_(("queued", "running")),
+    )
+    if session.scalar(again.limit(1)) is not None:
+        raise Conflict("state_conflict", "The job is being tried again already.")
+    if job.version_id is None:
+        return
+    version = session.get_one(Version, (job.tenant_id, job.version_id))
+    if version.blob is None:
+        raise Conflict("version_withdrawn", "The weights of the version were erased.")

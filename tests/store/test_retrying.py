@@ -1,0 +1,133 @@
+"""Trying a failed job again."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.store import jobs, models, requests, tables
+from app.store.errors import Conflict, NotFound
+from app.store.session import reading, transaction
+from tests import factories
+from tests.store.conftest import World
+
+
+@pytest.fixture
+def failed(store: World) -> tables.Request:
+    """A request whose job failed."""
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        made = factories.a_request(session, store.tenant, model.id)
+    fail(made.job_id)
+    return made
+
+
+def fail(job_id: str) -> None:
+    with transaction() as session:
+        held = jobs.claim(session, job_id, "w")
+        assert held is not None
+        jobs.fail(session, held, "bad", "-", False)
+
+
+def retry(store: World, job_id: str) -> tables.Job:
+    with transaction() as session:
+        return jobs.retry(session, store.tenant, job_id)
+
+
+def test_a_new_job_takes_the_requests_over(store: World, failed: tables.Request) -> None:
+    again = retry(store, failed.job_id)
+    with reading() as session:
+        request = requests.get(session, store.tenant, failed.id)
+        old = jobs.get(session, store.tenant, failed.job_id)
+    assert (request.status, request.job_id, request.problem) == ("queued", again.id, None)
+    assert request.outcome is None
+    assert (old.status, old.error) == ("failed", {"code": "bad", "detail": "-"})
+    assert (again.retry_of_id, again.options) == (old.id, old.options)
+    assert (again.policy, again.unlearner) == (old.policy, old.unlearner)
+    with transaction() as session:
+        assert jobs.due(session) == [again.id]
+        held = jobs.claim(session, again.id, "w")
+        assert held is not None
+        assert factories.publish(session, held) is not None
+    with reading() as session:
+        assert requests.get(session, store.tenant, failed.id).status == "completed"
+
+
+def refusal(store: World, job_id: str) -> str:
+    with pytest.raises(Conflict) as caught:
+        retry(store, job_id)
+    return caught.value.code
+
+
+def test_only_what_failed_and_is_waited_for(store: World, failed: tables.Request) -> None:
+    again = retry(store, failed.job_id)
+    assert refusal(store, failed.job_id) == "state_conflict"
+    assert refusal(store, again.id) == "state_conflict"
+    with pytest.raises(NotFound), transaction() as session:
+        jobs.retry(session, store.stranger, failed.job_id)
+
+
+def test_not_for_a_request_that_was_taken_back(store: World, failed: tables.Request) -> None:
+    with transaction() as session:
+        requests.cancel(session, store.tenant, failed.id)
+    assert refusal(store, failed.job_id) == "state_conflict"
+
+
+def test_not_for_a_deleted_model(store: World, failed: tables.Request) -> None:
+    with transaction() as session:
+        models.delete(session, store.tenant, failed.model_id)
+    assert refusal(store, failed.job_id) == "model_not_active"
+
+
+def test_not_for_an_upload(store: World) -> None:
+    with transaction() as session:
+        _, job_id = factories.a_raw_dataset(session, store.tenant)
+    fail(job_id)
+    assert refusal(store, job_id) == "state_conflict"
+
+
+def test_an_audit_is_tried_again_one_at_a_time(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        version = factories.published(session, store.tenant, model.id)
+        job_id = factories.an_audit(session, store.tenant, model.id).id
+    fail(job_id)
+    again = retry(store, job_id)
+    assert (again.kind, again.version_id) == ("audit", version.id)
+    assert refusal(store, job_id) == "state_conflict"
+    fail(again.id)
+    assert retry(store, job_id).status == "queued"
+
+
+def test_the_state_of_a_training_goes_when_the_job_ends(store: World) -> None:
+    """It outlives the attempt, is replaced by a later one, and ends with the job."""
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        job_id = factories.a_request(session, store.tenant, model.id).job_id
+        held = jobs.claim(session, job_id, "w")
+        assert held is not None
+        for name in ("a", "b"):
+            jobs.keep_checkpoint(session, held, blob=name, digest=name * 64)
+        jobs.release(session, held, held_for="storage_full", delay=60.0)
+        found = jobs.get(session, store.tenant, job_id)
+        assert (found.checkpoint_blob, found.checkpoint_digest) == ("b", "b" * 64)
+        assert jobs.waiting_on(session, found) == "storage_full"
+        found.run_after = 0.0
+        session.flush()
+        held = jobs.claim(session, job_id, "w")
+        assert held is not None
+        assert held.job.checkpoint_blob == "b"
+        jobs.fail(session, held, "bad", "-", False)
+        found = jobs.get(session, store.tenant, job_id)
+        assert (found.checkpoint_blob, found.checkpoint_digest) == (None, None)
+        gone = {each.blob for each in session.query(tables.Trash)}
+    assert {"a", "b"} <= gone
+
+
+def test_a_zombie_keeps_no_checkpoint(store: World, failed: tables.Request) -> None:
+    again = retry(store, failed.job_id)
+    with transaction() as session:
+        held = jobs.claim(session, again.id, "w")
+        assert held is not None
+        jobs.free_all(session)
+    with pytest.raises(jobs.LeaseLost), transaction() as session:
+        jobs.keep_checkpoint(session, held, blob="z", digest="z" * 64)
