@@ -1,8 +1,9 @@
 """What the four papers claim, measured at the scale of this machine.
 
 Every claim names the cells it rests on; what is there is skipped, so a run may stop anywhere. The
-claims come first, seed by seed, then baselines that no claim needs. On one core of about 800
-images a second a seed of the claims takes about 65 minutes (30 of them trainings), the rest 10.
+claims come first, seed by seed, then baselines that no claim needs. At 800 images trained a second,
+as on one core, a seed of the claims should take about 70 minutes (33 of them trainings, three of
+those shared with ``benchmarks.oracles`` and ``benchmarks.gates``), a seed of the rest about 16.
 
     python -m benchmarks.papers [--data FOLDER] [--paper NAME] [--seeds 3] [--minutes M] [--list]
 """

@@ -41,7 +41,8 @@ def page(cells: Cells, found: Sequence[Result], drawn: Mapping[str, str], todo: 
         f"parent, order and method alike. {meaning.strip()} Gaps are to the mean oracle, on "
         "average over UA, RA, TA and MIA, in percent points. Mean and standard deviation over "
         f"seeds. Backdoor and transfer train for {SHORT} epochs. Options of the methods are in "
-        f"`benchmarks/papers/cells.py`. Hardware: {describe()}.",
+        "`benchmarks/papers/cells.py`; the price of l1-sparse is the best of four tried on the "
+        f"class of seed 1. Hardware: {describe()}.",
         "",
         f"Missing cells: {len(todo)}{' (`--list` names them)' if todo else ''}.",
         "",
