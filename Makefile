@@ -17,7 +17,7 @@ COMPILE := pip compile pyproject.toml --universal --python-version 3.11 --genera
 HOSTS   := pypi[.]org|pythonhosted[.]org|registry[.]npmjs|deb[.]debian[.]org
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run migrate test check fix docs chaos chaos-full slow gpu bench audit sbom lock clean
+.PHONY: help demo run migrate test check fix docs chaos chaos-full fuzz slow gpu bench audit sbom lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1@/' \
@@ -58,6 +58,9 @@ chaos-full: $(VENV)/.dev  ## every fault in its full number, resumable; hours
 
 slow: $(VENV)/.dev  ## tests that compute for minutes
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+fuzz: $(VENV)/.dev  ## make up 50 000 calls from the OpenAPI document; ARGS="--cases 2000" for fewer
+	@$(BIN)/python -m tests.api.fuzz $(ARGS)
 
 gpu: $(VENV)/.dev  ## compare CPU with GPU; needs a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -31,7 +31,11 @@ class ApiKeyCreate(Shape):
     """What a new key may do, and for how long."""
 
     name: Name
-    scopes: list[str] = Field(min_length=1, description=f"Some of {SCOPE_NAMES}.")
+    scopes: list[str] = Field(
+        min_length=1,
+        description=f"Some of {SCOPE_NAMES}.",
+        json_schema_extra={"items": {"type": "string", "enum": [*sorted(keys.SCOPES)]}},
+    )
     expires_in_days: Annotated[int, Field(ge=1, le=365)] = 90
 
 

@@ -12,6 +12,8 @@ from pydantic.json_schema import models_json_schema
 
 COMPONENTS = "#/components/schemas/{model}"
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
+REQUIRED_HEADERS = {("/unlearn-requests", "post"): "Idempotency-Key"}
+"""Headers whose absence has a code of its own, so that FastAPI takes them for optional."""
 
 
 def accepts(shape: str, examples: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
@@ -117,6 +119,16 @@ def document(
     for (shape, field), offered in variants.items():
         names = dict.fromkeys(config.__name__ for config in offered)
         _offer(schemas[shape]["properties"][field], [*names])
+    for config in configs:
+        # Its default is for code; a body chooses a variant by it.
+        required = schemas[config.__name__].setdefault("required", [])
+        if "name" not in required:
+            required.append("name")
+    for (path, method), header in REQUIRED_HEADERS.items():
+        for parameter in found["paths"][path][method]["parameters"]:
+            if parameter["name"] == header:
+                parameter["required"] = True
+                parameter["schema"] = {"type": "string"}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return found

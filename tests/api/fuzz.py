@@ -1,0 +1,166 @@
+"""``python -m tests.api.fuzz --cases 50000``: made-up calls, held against the OpenAPI document.
+
+Schemathesis calls the application in this process: coverage of every parameter, random bodies, and
+sequences of calls. Whatever breaks a check is shown once with the call that does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from schemathesis import Config, openapi
+from schemathesis.engine import events, from_schema
+
+from app.main import build
+from app.settings import Settings
+from app.store import keys, session
+
+from .world import Tenant
+
+PEPPER = "a pepper for tests, not for anything else"
+CASES_PER_EXAMPLE = 140
+"""About how many calls one example per operation comes to, with all phases."""
+
+
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
+UPLOADS = ("/datasets", "/models")
+"""No schema can say what a parquet or safetensors file is, so made-up files are refused."""
+
+
+@dataclass
+class Report:
+    """What was called, and what broke."""
+
+    calls: Counter[int] = field(default_factory=Counter)
+    """Status -> how many answers."""
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Check and operation -> the first call that broke it."""
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def num_calls(self) -> int:
+        """How many answers came back."""
+        return sum(self.calls.values())
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{status}: {self.calls[status]}" for status in sorted(self.calls))
+        broken = [
+            f"{check} {where}\n  {call}" for (check, where), call in sorted(self.failures.items())
+        ]
+        head = f"{self.num_calls} calls ({counts}), {len(broken)} failures"
+        return "\n".join([head, *broken, *self.errors])
+
+
+def fuzz(api: FastAPI, key: str, examples: int, seed: int, phases: tuple[str, ...]) -> Report:
+    """Call ``api`` with made-up calls, and hold every answer against the document.
+
+    Args:
+        api: the application, over a store of its own.
+        key: with every scope.
+        examples: per operation and phase.
+        seed: decides what is made up.
+        phases: some of ``PHASES``.
+    """
+    config = Config.from_dict(
+        {
+            "seed": seed,
+            "continue-on-failure": True,
+            "headers": {"Authorization": f"Bearer {key}"},
+            "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
+            "phases": {name: {"enabled": name in phases} for name in PHASES},
+            "checks": {"max_response_time": 2.0},
+            "operations": [
+                {
+                    "include-method": "POST",
+                    "include-path": path,
+                    "checks": {"positive_data_acceptance": {"enabled": False}},
+                }
+                for path in UPLOADS
+            ],
+        }
+    )
+    report = Report()
+    schema = openapi.from_asgi("/openapi.json", api, config=config)
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            _note(report, event)
+        elif isinstance(event, events.NonFatalError | events.FatalError):
+            report.errors.append(str(getattr(event, "info", None) or event.exception))
+    return report
+
+
+def _note(report: Report, event: Any) -> None:
+    recorder = event.recorder
+    for interaction in recorder.interactions.values():
+        if interaction.response is not None:
+            report.calls[interaction.response.status_code] += 1
+    for case_id, checks in recorder.checks.items():
+        for check in checks:
+            if check.failure_info is None:
+                continue
+            call = recorder.interactions[case_id]
+            request, answer = call.request, call.response
+            told = [request.method, request.uri, str(request.body)[:600]]
+            if answer is not None:
+                told += ["->", str(answer.status_code), answer.text[:400]]
+            where = recorder.cases[case_id].value.operation.label
+            report.failures.setdefault((check.name, where), " ".join(told))
+
+
+def furnish(api: FastAPI, settings: Settings) -> Tenant:
+    """Make a tenant who has one of everything."""
+    with session.transaction() as writer:
+        owner = keys.ensure_tenant(writer, "fuzz")
+        _, text = keys.create(writer, owner.id, "all", keys.SCOPES, None)
+    http = TestClient(api, raise_server_exceptions=False)
+    tenant = Tenant(http, owner.id, text, settings.data_dir / "scratch")
+    model_id = tenant.ready_model()
+    tenant.audit(model_id, tenant.forget(model_id).json()["id"])
+    return tenant
+
+
+def main() -> int:
+    """Fuzz a service in a temporary folder; the status says whether anything broke."""
+    parser = argparse.ArgumentParser(prog="python -m tests.api.fuzz", description=__doc__)
+    parser.add_argument("--cases", type=int, default=50_000, help="calls, about")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--phases", nargs="+", default=[*PHASES], choices=PHASES)
+    given = parser.parse_args()
+    structlog.configure(processors=[_silent])
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(data_dir=Path(folder), database_url="", pepper=PEPPER)
+        session.configure(settings)
+        session.upgrade()
+        api = build(dispatcher=False)
+        tenant = furnish(api, settings)
+        seed = given.seed
+        while report.num_calls < given.cases:
+            left = given.cases - report.num_calls
+            examples = max(1, min(50, left // CASES_PER_EXAMPLE))
+            more = fuzz(api, tenant.key, examples, seed, tuple(given.phases))
+            report.calls += more.calls
+            report.failures = more.failures | report.failures
+            report.errors += more.errors
+            seed += 1
+            sys.stdout.write(f"{report.num_calls} calls, {len(report.failures)} failures\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{report}\n")
+    return int(bool(report.failures or report.errors))
+
+
+def _silent(*_: object) -> Any:
+    raise structlog.DropEvent
+
+
+if __name__ == "__main__":
+    sys.exit(main())
