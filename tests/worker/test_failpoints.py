@@ -89,6 +89,7 @@ def test_there_is_no_other_failpoint(settings: Settings) -> None:
         Settings(failpoint="worker.after_claim=explode")
 
 
+@pytest.mark.chaos
 def test_any_failed_call_to_the_blobs_is_recovered_from(settings: Settings, here: Station) -> None:
     for nth in range(1, 40):
         job_id = queue("ok")
