@@ -25,7 +25,7 @@ from app import logs, tracing
 from app.bell import celery, listen_to
 from app.settings import Settings, get_settings, write_private
 from app.store import jobs, keys
-from app.store.session import settings, transaction, upgrade
+from app.store.session import transaction, upgrade
 from worker.station import station
 from worker.sweep import Sweeper
 
@@ -47,7 +47,6 @@ class WorkerThread(threading.Thread):
         """Work until ``stop``; the runners belong to this thread and end with it."""
         here = self._here
         here.bench.refill()
-        listen_to(settings().worker_needs)
         sweeper = Sweeper(here.name, "embedded")
         sweeper.start()
         try:
@@ -86,6 +85,7 @@ def main() -> None:
     # uvicorn raises the signal again once it has closed; ours must survive that to clean up.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    listen_to(settings.worker_needs)
     worker = WorkerThread()
     worker.start()
     try:

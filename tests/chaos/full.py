@@ -28,6 +28,7 @@ FAILPOINTS = "tests/chaos/test_failpoints.py"
 MESSAGES = "tests/chaos/test_messages.py"
 DRAINS = "tests/chaos/test_drain.py"
 CALLS = "tests/store/test_nth_call.py::test_a_request_survives_any_failed_call"
+BLOBS = "tests/worker/test_failpoints.py::test_any_failed_call_to_the_blobs_is_recovered_from"
 ORDERS = "tests/store/test_interleavings.py"
 BOTH = ("sqlite", "postgres")
 SEEDS = 20
@@ -45,7 +46,8 @@ CELLS: dict[str, list[str]] = {
     "T7_postgres": [f"{DRAINS}::test_the_celery_worker_gives_its_job_back"],
     **{f"T8_{name}": [f"{MESSAGES}::test_no_message_has_an_effect[{name}]"] for name in BOTH},
     "T10_postgres": [f"{OUTAGES}::test_a_full_disk"],
-    **{f"T11_{name}": [f"{CALLS}[{name}]"] for name in BOTH},
+    "T11_sqlite": [f"{CALLS}[sqlite]", BLOBS],
+    "T11_postgres": [f"{CALLS}[postgres]"],
     **{f"T12_sqlite_{seed:02}": ["tests/store/test_simulation.py"] for seed in range(SEEDS)},
     **{f"T25_{name}": [ORDERS, "-k", name] for name in BOTH},
 }

@@ -11,6 +11,7 @@ SIZES = {
     "T1 kills of the embedded service": (10, 200),
     "T1 models": (3, 6),
     "T2 rounds": (1, 10),
+    "T2 stride": (6, 1),
     "T3 kills": (5, 100),
     "T4 broker": (2, 20),
     "T5 database": (2, 20),

@@ -1,4 +1,4 @@
-"""The process dies at every named place of a job's way; afterwards nothing is lost or done twice.
+"""The process dies at the named places of a job's way; afterwards nothing is lost or done twice.
 
 A job that trains and publishes passes all of them. One stack lives through all the deaths, and
 everything in its database is checked after each.
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(36_000)]
 
 def test_a_death_at_every_place(rig: Rig) -> None:
     for _ in range(size("T2 rounds")):
-        for place in PLACES:
+        for place in PLACES[:: size("T2 stride")]:
             print(f"death at {place}", flush=True)
             if place.startswith(("api.", "dispatch.")):
                 rig.strike_api(place)

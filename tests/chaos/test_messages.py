@@ -36,7 +36,7 @@ def test_no_message_has_an_effect(rig: Rig, redis_url: str, tmp_path: Path) -> N
     rig.stack.start_worker()
     for _ in range(size("T8 rounds")):
         rig.world.ask(2)
-        known = [job["id"] for job in rig.client.get("/jobs?limit=20")["items"]]
+        known = [job["id"] for job in rig.client.get("/jobs?limit=20")["data"]]
         bad = [*messages(known, canary)]
         rng.shuffle(bad)
         with forger.connection_for_write() as connection:

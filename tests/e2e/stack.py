@@ -96,7 +96,7 @@ class Stack:
         """Send a signal to one process."""
         self.processes[name].send_signal(number)
 
-    def wait_for_death(self, name: str, seconds: float = START_SECONDS) -> int:
+    def wait_for_death(self, name: str, seconds: float = 300.0) -> int:
         """Wait until a process has ended by itself; return its exit status."""
         try:
             status = self.processes[name].wait(seconds)

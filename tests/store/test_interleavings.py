@@ -64,11 +64,19 @@ def die(session: Session, scene: Scene, who: str) -> None:
         session.execute(update(tables.Job).values(run_after=0.0))
 
 
-def sweep(session: Session, scene: Scene, _: str) -> None:
-    """The lease runs out, and the sweeper comes by."""
+def expire(session: Session, scene: Scene, _: str) -> None:
     late = update(tables.Job).where(tables.Job.id == scene.job_id, tables.Job.status == "running")
     session.execute(late.values(lease_until=clock.now() - 1))
+
+
+def sweep(session: Session, scene: Scene, _: str) -> None:
     jobs.sweep(session)
+
+
+def lose(session: Session, scene: Scene, who: str) -> None:
+    """The lease runs out, and the sweeper comes by."""
+    expire(session, scene, who)
+    sweep(session, scene, who)
 
 
 def cancel_job(session: Session, scene: Scene, _: str) -> None:
@@ -84,10 +92,10 @@ OTHERS: dict[str, tuple[Verb, ...]] = {
     "worker": WORK,
     "drained": (claim, give_back),
     "dying": (claim, die),
-    "sweeper": (sweep, claim, publish),
+    "sweeper": (lose, claim, publish),
     "canceller": (cancel_job,),
     "owner": (take_back,),
-    "all": (sweep, cancel_job, sweep),
+    "all": (lose, cancel_job, lose),
 }
 
 
@@ -120,6 +128,8 @@ def test_two_open_transactions_keep_the_promises(
     if claim not in (first, second):
         with transaction() as session:
             claim(session, scene, "a")
+            if sweep in (first, second):
+                expire(session, scene, "a")
         scene.held["b"] = scene.held["a"]
     acted, errors = threading.Event(), []
 

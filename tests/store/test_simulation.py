@@ -121,7 +121,7 @@ class Simulation(RuleBasedStateMachine):
 
     def _heal(self) -> None:
         """Nothing fails any more: every job ends, and no request is left without an answer."""
-        for _ in range(1000):
+        for _ in range(200):
             self.now += WAITS[-1]
             with transaction() as session:
                 jobs.sweep(session)
