@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -41,6 +42,17 @@ class Settings(BaseSettings):
     )
     stall_seconds: float = Field(
         900.0, gt=0, description="A runner that reports nothing for so long is killed."
+    )
+    max_job_seconds: float = Field(
+        86_400.0, gt=0, description="A runner that works for so long is ended, and its job fails."
+    )
+    max_runner_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of a runner before it is ended; 0 takes nine tenths of the machine's.",
+    )
+    sandbox_minimum: Literal["L0", "L1", "L2"] = Field(
+        "L0", description="Workers whose runners are walled in less refuse to start."
     )
     max_runner_deaths: int = Field(3, ge=1, description="Runner deaths before a job fails.")
     max_lost_leases: int = Field(20, ge=1, description="Lost leases before a job fails.")

@@ -5,17 +5,48 @@ The runner has parsed hostile files, so what it leaves behind is taken only if i
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 from app.store.blobs import blobs
 from app.store.jobs import Claim
+from worker.orders import PATHS
 from worker.supervisor import RunnerDied
 
 
 def path(blob: str | None) -> str | None:
     return None if blob is None else str(blobs().path(blob))
+
+
+def lend(order: dict[str, Any], inbox: Path) -> dict[str, Any]:
+    """Put the files that an order names where its runner may read them, and nothing else.
+
+    A link costs nothing; where files lie on another disk they are copied.
+    """
+    arguments = dict(order["arguments"])
+    for name in (set(PATHS) - {"out"}) & arguments.keys():
+        lent = arguments[name]
+        if isinstance(lent, list):
+            arguments[name] = [
+                _lend(each, inbox / f"{name}-{number}") for number, each in enumerate(lent)
+            ]
+        elif lent is not None:
+            arguments[name] = _lend(lent, inbox / name)
+    return {**order, "arguments": arguments}
+
+
+def _lend(source: str, target: Path) -> str:
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)
+    return str(target)
 
 
 def adopt(claim: Claim, file: Path) -> str:

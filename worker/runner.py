@@ -2,7 +2,7 @@
 
 It imports torch and core, writes ``{"event":"ready"}`` and reads one line of JSON from its input::
 
-    {"kind": "unlearn", "threads": 1, "arguments": {"out": "/path", ...}}
+    {"kind": "unlearn", "threads": 1, "limits": {...}, "arguments": {"out": "/path", ...}}
 
 and writes progress, then ``done`` or ``failed``, as JSON lines on its real standard output, while
 whatever prints goes to standard error. The end of its input means that the supervisor died: the
@@ -25,16 +25,13 @@ from typing import Any
 
 from core.errors import CoreError
 from worker import confine
+from worker.orders import PATHS
 
 Work = Callable[..., dict[str, Any]]
 
 REPORT_SECONDS = 0.25
 """Progress is written at most this often, except where phase or rung change."""
 
-_PATHS = (
-    *("out", "source", "weights", "parent", "oracles"),
-    *("dataset", "holdout", "forget_samples", "importance", "bank"),
-)
 _MAX_DETAIL = 900
 
 
@@ -44,10 +41,11 @@ def main(load: Callable[[], Mapping[str, Work]] | None = None) -> None:
     Args:
         load: imports the work and returns it by kind; core's own when left out.
     """
-    channel = Channel(confine.enter(int(sys.argv[1])))
+    descriptor, walls = confine.enter(int(sys.argv[1]))
+    channel = Channel(descriptor)
     orders = _listen()
     works = (load or core_work)()
-    channel.send({"event": "ready"})
+    channel.send({"event": "ready", "walls": walls})
     order = json.loads(orders.get())
     channel.send(_attempt(works, order, channel))
     sys.stderr.flush()
@@ -60,6 +58,7 @@ def core_work() -> Mapping[str, Work]:
     # Imported here, after the process has confined itself.
     from core.audit_job import audit
     from core.bank_job import bank
+    from core.convert import convert
     from core.ingest import ingest
     from core.ladder import unlearn
     from core.oracle_job import oracle
@@ -67,6 +66,7 @@ def core_work() -> Mapping[str, Work]:
 
     return {
         "ingest": ingest,
+        "convert": convert,
         "prepare": prepare,
         "unlearn": unlearn,
         "audit": audit,
@@ -120,6 +120,7 @@ def _attempt(works: Mapping[str, Work], order: dict[str, Any], channel: Channel)
     """Do the work and return the last event."""
     try:
         _set_threads(order["threads"])
+        confine.limit(**order.get("limits", {"address_space": None, "cpu_seconds": None}))
         result = works[order["kind"]](**_arguments(order["arguments"]), report=channel.report)
         json.dumps(result, allow_nan=False)
     except CoreError as error:
@@ -137,7 +138,7 @@ def _failed(code: str, detail: str) -> dict[str, Any]:
 
 
 def _arguments(raw: dict[str, Any]) -> dict[str, Any]:
-    return {name: _path(value) if name in _PATHS else value for name, value in raw.items()}
+    return {name: _path(value) if name in PATHS else value for name, value in raw.items()}
 
 
 def _path(value: str | list[str] | None) -> Path | list[Path] | None:

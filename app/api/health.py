@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Response
+from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..store import session, workers
@@ -30,6 +31,10 @@ class Ready(Shape):
     migrations: bool
     broker: bool
     workers: int
+    sandbox: Literal["L0", "L1", "L2"] | None = Field(
+        description="How well the runners of the living workers are walled in, of the worst one; "
+        "`L1`: no network, no files but their own, no signals to others; `L2`: in a container."
+    )
 
 
 @router.get("/healthz", operation_id="get_health", response_model=Alive)
@@ -50,7 +55,7 @@ def readyz(http_response: Response) -> Ready:
     Without broker or workers the service is `degraded`, not unavailable: requests are kept, and
     done later.
     """
-    database, migrations, live = _database()
+    database, migrations, live, sandbox = _database()
     broker = _broker(session.settings().broker_url)
     if not (database and migrations):
         http_response.status_code = 503
@@ -58,21 +63,28 @@ def readyz(http_response: Response) -> Ready:
     else:
         status = "ready" if broker and live else "degraded"
     return Ready(
-        status=status, database=database, migrations=migrations, broker=broker, workers=live
+        status=status,
+        database=database,
+        migrations=migrations,
+        broker=broker,
+        workers=live,
+        sandbox=sandbox,
     )
 
 
-def _database() -> tuple[bool, bool, int]:
-    """Return whether the database answers, whether it is migrated, and how many workers live."""
+def _database() -> tuple[bool, bool, int, Any]:
+    """Whether the database answers, whether it is migrated, how many workers live, how safely."""
     try:
         session.ping()
         if not session.at_head():
-            return True, False, 0
+            return True, False, 0, None
         with session.reading() as reader:
-            return True, True, len(workers.live(reader))
+            live = workers.live(reader)
+            levels = [worker.sandbox for worker in live if worker.sandbox is not None]
+            return True, True, len(live), min(levels, default=None)
     except SQLAlchemyError:
         # Not hidden: the answer is 503 and says which part is missing.
-        return False, False, 0
+        return False, False, 0, None
 
 
 def _broker(url: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-JobKind = Literal["ingest", "prepare", "unlearn", "audit", "oracle", "bank"]
+JobKind = Literal["ingest", "convert", "prepare", "unlearn", "audit", "oracle", "bank"]
 RequestStatus = Literal[
     "queued", "processing", "applied", "completed", "needs_attention", "cancelled"
 ]

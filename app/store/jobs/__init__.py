@@ -3,7 +3,15 @@
 from ..endings import LeaseLost
 from .claiming import claim, renew
 from .claims import Claim, Renewal
-from .finishing import cancelled, fail, finish_ingest, finish_prepare, release
+from .finishing import (
+    cancelled,
+    fail,
+    finish_convert,
+    finish_ingest,
+    finish_prepare,
+    note_sandbox,
+    release,
+)
 from .gathering import finish_audit, finish_bank, finish_oracle
 from .publishing import exhaust, finish_without_influence, publish
 from .queueing import due, stamp_dispatched
@@ -22,12 +30,14 @@ __all__ = [
     "fail",
     "finish_audit",
     "finish_bank",
+    "finish_convert",
     "finish_ingest",
     "finish_oracle",
     "finish_prepare",
     "finish_without_influence",
     "free_all",
     "get",
+    "note_sandbox",
     "publish",
     "release",
     "renew",
