@@ -44,7 +44,7 @@ class Settings(BaseSettings):
         900.0, gt=0, description="A runner that reports nothing for so long is killed."
     )
     max_job_seconds: float = Field(
-        86_400.0, gt=0, description="A runner that works for so long is ended, and its job fails."
+        691_200.0, gt=0, description="A runner that works for so long is ended, and its job fails."
     )
     max_runner_bytes: int = Field(
         0,

@@ -43,11 +43,12 @@ _running: list[_Helpers] = []
 
 @worker_init.connect
 def refuse_to_start(sender: Any, **_: object) -> None:
-    """Refuse a pool that would run several jobs in one process, and a database of another age."""
+    """Refuse a pool of several jobs, a database of another age, and too thin a sandbox."""
     if sender.pool_cls.__module__ != "celery.concurrency.solo":
         raise SystemExit("this worker runs with -P solo; start one process per job slot")
     if not at_head():
         raise SystemExit("the database is not up to date; run `alembic upgrade head`")
+    station()
 
 
 @worker_ready.connect

@@ -25,23 +25,34 @@ def path(blob: str | None) -> str | None:
 def lend(order: dict[str, Any], inbox: Path) -> dict[str, Any]:
     """Put the files that an order names where its runner may read them, and nothing else.
 
-    A link costs nothing; where files lie on another disk they are copied.
+    A link costs nothing; where files lie on another disk they are copied. One file that is named
+    twice stays one: a holdout that is the dataset is told by its path.
+
+    Raises:
+        RunnerDied: if a file is not there; it may be, for the next attempt.
     """
+    lent: dict[str, str] = {}
+
+    def place(source: str) -> str:
+        if source not in lent:
+            lent[source] = _link(source, inbox / str(len(lent)))
+        return lent[source]
+
     arguments = dict(order["arguments"])
     for name in (set(PATHS) - {"out"}) & arguments.keys():
-        lent = arguments[name]
-        if isinstance(lent, list):
-            arguments[name] = [
-                _lend(each, inbox / f"{name}-{number}") for number, each in enumerate(lent)
-            ]
-        elif lent is not None:
-            arguments[name] = _lend(lent, inbox / name)
+        named = arguments[name]
+        if isinstance(named, list):
+            arguments[name] = [place(each) for each in named]
+        elif named is not None:
+            arguments[name] = place(named)
     return {**order, "arguments": arguments}
 
 
-def _lend(source: str, target: Path) -> str:
+def _link(source: str, target: Path) -> str:
     try:
         target.hardlink_to(source)
+    except FileNotFoundError:
+        raise RunnerDied("a file of the order is not in the storage") from None
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
             raise

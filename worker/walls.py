@@ -55,9 +55,6 @@ _AF_UNIX, _SOCK_DGRAM = 1, 2
 # Number on x86-64 and on 64-bit Arm.
 _ALWAYS = {
     "connect": (42, 203),
-    "accept": (43, 202),
-    "listen": (50, 201),
-    "accept4": (288, 242),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
