@@ -88,7 +88,9 @@ def order(claim: Claim, out: Path) -> dict[str, Any]:
         **gathering.ORDERS,
     }
     arguments = {"out": str(out), **make[claim.job.kind](claim)}
-    return {"kind": claim.job.kind, "threads": settings().torch_threads, "arguments": arguments}
+    # Each thread reserves address space, which is what bounds a conversion.
+    threads = 1 if claim.job.kind == "convert" else settings().torch_threads
+    return {"kind": claim.job.kind, "threads": threads, "arguments": arguments}
 
 
 def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:

@@ -31,7 +31,7 @@ from tests.worlds import png
 
 from . import checkpoints as made
 
-EVERYDAY, FULL = 80, 5_000
+EVERYDAY, FULL = 60, 5_000
 BATCH = 20
 INTERESTING = (
     b"\0",

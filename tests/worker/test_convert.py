@@ -111,6 +111,7 @@ def test_a_hostile_checkpoint_is_rejected_and_erased(here: Station, tmp_path: Pa
     assert refused.value.extra["cause"] == version.rejection
 
 
+@pytest.mark.slow  # a third start of a real runner
 def test_C25_a_bomb_of_memory(here: Station, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.limits.CONVERT_MEMORY", 16 << 20)
     upload_of_many = made.archive(b"\x80\x02](" + b"}" * 600_000 + b"e.")
