@@ -89,7 +89,7 @@ def checkpoint(draw: random.Random, path: Path) -> None:
     out = path.parent / "out"
     out.mkdir(exist_ok=True)
     result = convert(out=out, source=path, architecture=made.ARCHITECTURE, max_parameters=1_000_000)
-    found = torch.load(path, weights_only=True)
+    found = torch.load(path, weights_only=True, map_location="cpu")
     for name in result["unwrapped"]:
         found = found[name]
     ours = load_file(out / result["weights"])
