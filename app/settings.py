@@ -80,6 +80,14 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(
         600.0, gt=0, description="How often a long training keeps its state."
     )
+    max_runner_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of a runner before it is ended; 0 takes nine tenths of the machine's.",
+    )
+    sandbox_minimum: Literal["L0", "L1", "L2"] = Field(
+        "L0", description="Workers whose runners are walled in less refuse to start."
+    )
     max_runner_deaths: int = Field(3, ge=1, description="Runner deaths before a job fails.")
     max_lost_leases: int = Field(20, ge=1, description="Lost leases before a job fails.")
     retry_backoff_seconds: tuple[float, ...] = Field(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import shutil
 import threading
 import time
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from sqlalchemy.orm import Session
 
 from app.logs import scrubbed
 from app.store import jobs
@@ -19,8 +19,10 @@ from app.store.blobs import BlobMissing, StorageAway
 from app.store.failpoints import failpoint
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
-from worker import steps, traces
+from worker import sandbox, steps, traces
 from worker.lease import CancelRequested, Heartbeat
+from worker.limits import Limits, OverLimit, Watch, of
+from worker.parcels import lend
 from worker.protocol import Checkpoint, Done, Event, Failed, Interrupted, Progress
 from worker.results import Ending
 from worker.station import Station
@@ -54,10 +56,6 @@ class Draining(Exception):
     """The worker is ending, and the job would not have been done in time."""
 
 
-class Overdue(Exception):
-    """The runner went on far beyond the limit of its job."""
-
-
 def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
     """Have the work done while the lease is renewed; return the transaction that is left.
 
@@ -65,45 +63,58 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
         RunnerDied: if the runner ended without a last word, or its work cannot be believed.
         LeaseLost: if the job belongs to somebody else now.
     """
+    limits = of(claim)
     try:
         with Heartbeat(partial(_renew, claim), settings().heartbeat_seconds) as beat:
             failpoint("worker.before_order")
-            runner.give(steps.order(claim, runner.out))
+            lent = lend(steps.order(claim, runner.out), runner.inbox)
+            runner.give({**lent, "limits": limits.for_child()})
             failpoint("worker.after_order")
             event = accompany(
                 runner,
                 beat,
                 closing=here.closing,
                 stall_seconds=settings().stall_seconds,
-                limit_seconds=_limit(claim),
                 settled=here.bench.refill,
                 keep=lambda event: steps.keep(claim, event, runner.out),
+                limits=limits,
             )
             if isinstance(event, Done):
                 failpoint("worker.after_done")
                 ending = steps.seal(claim, event.result, runner.out)
                 failpoint("worker.after_blobs")
-                return ending
+                return _noted(claim, runner, ending)
     except CancelRequested:
         return partial(jobs.cancelled, claim=claim)
     except Draining:
         return partial(jobs.release, claim=claim)
-    except Overdue:
-        detail = "The work went on far beyond its time limit and was ended."
-        return partial(jobs.fail, claim=claim, code="out_of_time", detail=detail, retryable=False)
-    except StorageAway:
-        return partial(jobs.release, claim=claim, delay=STORAGE_AWAY_SECONDS)
+    except OverLimit as over:
+        _log.warning("runner_over_limit", code=over.code, reason=over.reason)
+        event = Failed(event="failed", code=over.code, detail=over.reason, retryable=False)
     except BlobMissing as error:
         _log.error("blob_missing", key=str(error))
         return partial(jobs.fail, claim=claim, code="blob_missing", detail=MISSING, retryable=True)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _wait_for_room(claim)
+    except (StorageAway, OSError) as error:
+        return _wait_for_storage(claim, error)
     if event.code == "storage_full" and _is_full(runner.out):
         return _wait_for_room(claim)
     _log.warning("job_refused", code=event.code, stack=scrubbed(runner.stderr))
-    return partial(jobs.fail, claim=claim, code=event.code, detail=event.detail, retryable=False)
+    code = event.code
+    if claim.job.kind == "convert" and code == "out_of_memory":
+        code = "conversion_out_of_memory"
+    refused = partial(jobs.fail, claim=claim, code=code, detail=event.detail, retryable=False)
+    return _noted(claim, runner, refused)
+
+
+def _noted(claim: Claim, runner: Runner, ending: Ending) -> Ending:
+    """The same end, with the walls around the runner written down first."""
+    told = {"level": sandbox.level(runner.walls), "walls": sorted(runner.walls)}
+
+    def end(session: Session) -> None:
+        jobs.note_sandbox(session, claim, told)
+        ending(session)
+
+    return end
 
 
 def accompany(
@@ -113,9 +124,9 @@ def accompany(
     closing: threading.Event,
     stall_seconds: float,
     settled: Callable[[], None],
-    limit_seconds: float = math.inf,
     keep: Callable[[Checkpoint], None] = lambda event: None,  # noqa: ARG005  # to nobody
     drain_seconds: float = DRAIN_SECONDS,
+    limits: Limits | None = None,
 ) -> Done | Failed:
     """Return the last word of ``runner``, passing its progress on to ``beat``.
 
@@ -125,20 +136,21 @@ def accompany(
         closing: set when the worker is asked to end.
         stall_seconds: a runner that says nothing for so long is as good as dead.
         settled: called again and again once the job is under way.
-        limit_seconds: a runner that takes longer is ended.
         keep: called with every checkpoint.
         drain_seconds: how long the job may go on once ``closing`` is set; then its runner is asked
             to keep the state of its training.
+        limits: what it may use.
 
     Raises:
         RunnerDied: if it ended without a last word, or stalled.
+        OverLimit: if it used too much.
         LeaseLost: if the job belongs to somebody else now.
         CancelRequested: if the job is to be cancelled.
         Draining: if the worker ends first.
-        Overdue: if it took longer than the limit.
     """
     started = heard_at = time.monotonic()
     farewell = _Farewell(runner, drain_seconds)
+    watch = Watch(runner, limits)
     while True:
         event = farewell.hear()
         beat.check()
@@ -155,18 +167,13 @@ def accompany(
                 failpoint("worker.in_training")
             beat.tell(event)
             traces.enter(event)
-        _check_time(now - heard_at, stall_seconds, now - started, limit_seconds)
+        watch.check(now)
+        if now - heard_at > stall_seconds:
+            raise RunnerDied(f"runner said nothing for {stall_seconds:g} s")
         if closing.is_set():
             farewell.begin(now)
         elif now - started > SETTLED_SECONDS:
             settled()
-
-
-def _check_time(silence: float, stall: float, spent: float, limit: float) -> None:
-    if silence > stall:
-        raise RunnerDied(f"runner said nothing for {stall:g} s")
-    if spent > limit:
-        raise Overdue
 
 
 class _Farewell:
@@ -200,10 +207,12 @@ class _Farewell:
             self._runner.interrupt()
 
 
-def _limit(claim: Claim) -> float:
-    """Seconds after which the runner is ended: what the job was given, and some more."""
-    given = claim.job.options.get("time_limit_seconds", settings().max_job_seconds)
-    return float(given) + settings().overtime_seconds
+def _wait_for_storage(claim: Claim, error: StorageAway | OSError) -> Ending:
+    if isinstance(error, StorageAway):
+        return partial(jobs.release, claim=claim, delay=STORAGE_AWAY_SECONDS)
+    if error.errno != errno.ENOSPC:
+        raise error
+    return _wait_for_room(claim)
 
 
 def _wait_for_room(claim: Claim) -> Ending:

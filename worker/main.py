@@ -36,10 +36,10 @@ _log = structlog.get_logger(__name__)
 class _Helpers:
     """The threads beside the job: the dispatcher that rings, the sweeper that recovers."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sandbox: str) -> None:
         self._dispatcher = Dispatcher()
         self._dispatcher.start()
-        self._sweeper = Sweeper(name, "celery")
+        self._sweeper = Sweeper(name, "celery", sandbox)
         self._sweeper.start()
 
     def stop(self) -> None:
@@ -59,20 +59,21 @@ def set_up_logs(**_: object) -> None:
 
 @worker_init.connect
 def refuse_to_start(sender: Any, **_: object) -> None:
-    """Refuse a pool that would run several jobs in one process, and a database of another age."""
+    """Refuse a pool of several jobs, a database of another age, and too thin a sandbox."""
     if sender.pool_cls.__module__ != "celery.concurrency.solo":
         raise SystemExit("this worker runs with -P solo; start one process per job slot")
     if not at_head():
         raise SystemExit("the database is not up to date; run `alembic upgrade head`")
+    station()
 
 
 @worker_ready.connect
 def open_station(**_: object) -> None:
     """Start the threads and the first spare runner."""
     here = station()
-    _running.append(_Helpers(here.name))
+    _running.append(_Helpers(here.name, here.sandbox))
     here.bench.refill()
-    _log.info("worker_ready", worker=here.name, task=jobs.run_job.name)
+    _log.info("worker_ready", worker=here.name, sandbox=here.sandbox, task=jobs.run_job.name)
 
 
 @worker_shutting_down.connect

@@ -5,12 +5,15 @@ The runner has parsed hostile files, so what it leaves behind is taken only if i
 
 from __future__ import annotations
 
+import errno
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
 from app.store.blobs import blobs, digest
 from app.store.jobs import Claim
+from worker.orders import PATHS
 from worker.supervisor import RunnerDied
 
 
@@ -43,6 +46,50 @@ def fetch(order: dict[str, Any], inbox: Path) -> dict[str, Any]:
         return [local(each) for each in value] if isinstance(value, list) else value
 
     return {name: local(value) for name, value in order.items()}
+
+
+def lend(order: dict[str, Any], inbox: Path) -> dict[str, Any]:
+    """Put the files that an order names where its runner may read them, and nothing else.
+
+    A link costs nothing; where files lie on another disk they are copied. One file that is named
+    twice stays one: a holdout that is the dataset is told by its path.
+
+    Raises:
+        RunnerDied: if a file is not there; it may be, for the next attempt.
+    """
+    lent: dict[str, str] = {}
+
+    def place(source: str) -> str:
+        if source not in lent:
+            lent[source] = _link(source, inbox / str(len(lent)))
+        return lent[source]
+
+    arguments = dict(order["arguments"])
+    for name in (set(PATHS) - {"out"}) & arguments.keys():
+        named = arguments[name]
+        if isinstance(named, list):
+            arguments[name] = [place(each) for each in named]
+        elif named is not None:
+            arguments[name] = place(named)
+    lending = {**order, "arguments": arguments}
+    if order.get("checkpoints") and order["checkpoints"]["found"] is not None:
+        lending["checkpoints"] = {
+            **order["checkpoints"],
+            "found": place(order["checkpoints"]["found"]),
+        }
+    return lending
+
+
+def _link(source: str, target: Path) -> str:
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise RunnerDied("a file of the order is not in the storage") from None
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)
+    return str(target)
 
 
 def adopt(claim: Claim, file: Path) -> str:

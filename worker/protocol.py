@@ -28,6 +28,8 @@ class Ready(_Event):
     """Imports are done; the runner waits for its order."""
 
     event: Literal["ready"]
+    walls: list[Name] = Field(default_factory=list, max_length=16)
+    """Those around the runner that it tried and found to hold."""
 
 
 class RungAtWork(_Event):

@@ -2,7 +2,7 @@
 
 It imports torch and core, writes ``{"event":"ready"}`` and reads one line of JSON from its input::
 
-    {"kind": "unlearn", "threads": 1, "arguments": {"out": "/path", ...},
+    {"kind": "unlearn", "threads": 1, "limits": {...}, "arguments": {"out": "/path", ...},
      "checkpoints": {"seconds": 600, "found": null}}
 
 and writes progress, then ``done`` or ``failed``, as JSON lines on its real standard output, while
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import CoreError, Interrupted
 from worker import confine
+from worker.orders import PATHS
 
 if TYPE_CHECKING:
     from core.checkpoints import Keeper
@@ -38,10 +39,6 @@ Work = Callable[..., dict[str, Any]]
 REPORT_SECONDS = 0.25
 """Progress is written at most this often, except where phase or rung change."""
 
-_PATHS = (
-    *("out", "source", "weights", "parent", "oracles"),
-    *("dataset", "holdout", "forget_samples", "importance", "bank"),
-)
 _MAX_DETAIL = 900
 
 
@@ -51,10 +48,11 @@ def main(load: Callable[[], Mapping[str, Work]] | None = None) -> None:
     Args:
         load: imports the work and returns it by kind; core's own when left out.
     """
-    channel = Channel(confine.enter(int(sys.argv[1])))
+    descriptor, walls = confine.enter(int(sys.argv[1]))
+    channel = Channel(descriptor)
     orders = _listen()
     works = (load or core_work)()
-    channel.send({"event": "ready"})
+    channel.send({"event": "ready", "walls": walls})
     order = json.loads(orders.get())
     channel.send(_attempt(works, order, channel))
     sys.stderr.flush()
@@ -67,6 +65,7 @@ def core_work() -> Mapping[str, Work]:
     # Imported here, after the process has confined itself.
     from core.audit_job import audit
     from core.bank_job import bank
+    from core.convert import convert
     from core.ingest import ingest
     from core.ladder import unlearn
     from core.oracle_job import oracle
@@ -74,6 +73,7 @@ def core_work() -> Mapping[str, Work]:
 
     return {
         "ingest": ingest,
+        "convert": convert,
         "prepare": prepare,
         "unlearn": unlearn,
         "audit": audit,
@@ -127,6 +127,7 @@ def _attempt(works: Mapping[str, Work], order: dict[str, Any], channel: Channel)
     """Do the work and return the last event."""
     try:
         _set_threads(order["threads"])
+        confine.limit(**order.get("limits", {"address_space": None, "cpu_seconds": None}))
         arguments = _arguments(order["arguments"])
         if order.get("checkpoints") is not None:
             arguments["keeper"] = _keeper(order["checkpoints"], arguments["out"], channel)
@@ -177,7 +178,7 @@ def _failed(code: str, detail: str) -> dict[str, Any]:
 
 
 def _arguments(raw: dict[str, Any]) -> dict[str, Any]:
-    return {name: _path(value) if name in _PATHS else value for name, value in raw.items()}
+    return {name: _path(value) if name in PATHS else value for name, value in raw.items()}
 
 
 def _path(value: str | list[str] | None) -> Path | list[Path] | None:

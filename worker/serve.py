@@ -47,7 +47,7 @@ class WorkerThread(threading.Thread):
         """Work until ``stop``; the runners belong to this thread and end with it."""
         here = self._here
         here.bench.refill()
-        sweeper = Sweeper(here.name, "embedded")
+        sweeper = Sweeper(here.name, "embedded", here.sandbox)
         sweeper.start()
         try:
             WorkController(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.store.blobs import blobs
 from app.store.session import settings
+from worker import sandbox
 from worker.home import Home, remove_leftovers
 from worker.spare import Bench
 from worker.supervisor import Runner
@@ -26,6 +27,8 @@ class Station:
     def __init__(self, module: str = "worker.runner") -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.home = Home(blobs())
+        self.sandbox = self._measured()
+        """Level of the walls around its runners, tried now."""
         self.closing = threading.Event()
         """Set when the process is asked to end: the job at work is given back."""
         self.bench = Bench(self._spawn, ahead=settings().spare_runner)
@@ -36,6 +39,13 @@ class Station:
         self.closing.set()
         self.bench.clear()
         self.home.close()
+
+    def _measured(self) -> sandbox.Level:
+        try:
+            return sandbox.require(self.home.path, settings().sandbox_minimum)
+        except SystemExit:
+            self.home.close()
+            raise
 
     def _spawn(self) -> Runner:
         folder = Path(self.home.path, secrets.token_hex(8))

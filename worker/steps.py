@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from app.store import jobs, situations
@@ -21,7 +21,9 @@ from app.store.blobs import BlobMissing, blobs, digest
 from app.store.failpoints import failpoint
 from app.store.jobs import Claim
 from app.store.session import settings, transaction
+from core.errors import InvalidInput
 from core.findings import Finding, Rung
+from core.header import read_header
 from core.policies import ladder
 from core.situation import Policy, Situation
 from worker import gathering
@@ -49,6 +51,16 @@ class Ingested(Result):
     num_classes: int
     modality: Literal["image", "features"]
     details: dict[str, Any]
+
+
+class Converted(Result):
+    """What ``core.convert`` returns."""
+
+    weights: Literal["model.safetensors"]
+    digest: str
+    num_tensors: int
+    unwrapped: list[Annotated[str, Field(max_length=64)]] = Field(max_length=8)
+    prefix: str = Field(max_length=256)
 
 
 class Prepared(Result):
@@ -80,10 +92,18 @@ def order(claim: Claim, out: Path) -> dict[str, Any]:
     Raises:
         BlobMissing: if a blob that a row names is missing.
     """
-    make = {"ingest": _ingest, "prepare": _prepare, "unlearn": _unlearn, **gathering.ORDERS}
+    make = {
+        "ingest": _ingest,
+        "convert": _convert,
+        "prepare": _prepare,
+        "unlearn": _unlearn,
+        **gathering.ORDERS,
+    }
     inbox = out.with_name("in")
     arguments = fetch(make[claim.job.kind](claim), inbox) | {"out": str(out)}
-    made = {"kind": claim.job.kind, "threads": settings().torch_threads, "arguments": arguments}
+    # Each thread reserves address space, which is what bounds a conversion.
+    threads = 1 if claim.job.kind == "convert" else settings().torch_threads
+    made = {"kind": claim.job.kind, "threads": threads, "arguments": arguments}
     if claim.job.kind in RESUMABLE:
         made["checkpoints"] = {
             "seconds": settings().checkpoint_seconds,
@@ -100,6 +120,7 @@ def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
     """
     ends = {
         "ingest": _ingested,
+        "convert": _converted,
         "prepare": _prepared,
         "unlearn": _unlearned,
         **gathering.ENDINGS,
@@ -145,6 +166,16 @@ def _intact(blob: str | None, announced: str | None, inbox: Path) -> str | None:
 def _ingest(claim: Claim) -> dict[str, Any]:
     assert claim.dataset is not None
     return {"source": wanted(claim.dataset.blob), "max_records": settings().max_records}
+
+
+def _convert(claim: Claim) -> dict[str, Any]:
+    assert claim.version is not None
+    assert claim.model is not None
+    return {
+        "source": wanted(claim.version.blob),
+        "architecture": claim.model.architecture,
+        "max_parameters": settings().max_parameters,
+    }
 
 
 def _prepare(claim: Claim) -> dict[str, Any]:
@@ -205,6 +236,26 @@ def _ingested(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
         jobs.finish_ingest(session, claim, result=values, blob=blob, index=_read_index(index))
 
     return end
+
+
+def _converted(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
+    result = Converted.model_validate(raw)
+    weights = out / result.weights
+    size_bytes = check_digest(weights, result.digest)
+    try:
+        found = read_header(weights)
+    except InvalidInput as error:
+        raise RunnerDied(f"runner wrote a file that is not safetensors: {error.code}") from None
+    if len(found.tensors) != result.num_tensors:
+        raise RunnerDied("runner wrote another number of tensors than it says")
+    return partial(
+        jobs.finish_convert,
+        claim=claim,
+        blob=adopt(claim, weights),
+        digest=result.digest,
+        size_bytes=size_bytes,
+        verdict=result.model_dump(include={"unwrapped", "prefix"}),
+    )
 
 
 def _prepared(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:

@@ -13,7 +13,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -23,14 +22,12 @@ from typing import Any
 import psutil
 import structlog
 
-from app.settings import accelerator_environment
-from worker import protocol
+from worker import protocol, sandbox
 from worker.protocol import Event, ProtocolError, Ready
 
 TERM_SECONDS = 5.0
 """Between asking a runner to end and killing it."""
 
-_CODE_ROOT = Path(__file__).resolve().parent.parent
 _STDERR_LINES = 40
 _Ended = ProtocolError | None
 _log = structlog.get_logger(__name__)
@@ -59,12 +56,17 @@ class Runner:
         self.scratch = scratch
         self.out = scratch / "out"
         self.out.mkdir(mode=0o700)
+        self.inbox = scratch.with_name(f"{scratch.name}.in")
+        """What is lent to it; it may read there and not write."""
+        self.inbox.mkdir(mode=0o700)
+        self.walls: list[str] = []
+        """Those that it found to hold, once it is ready."""
         self._heard: queue.Queue[Event | _Ended] = queue.Queue(maxsize=64)
         self._ready = threading.Event()
         self._closed = threading.Event()
         self._stderr: deque[bytes] = deque(maxlen=_STDERR_LINES)
         self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-            [sys.executable, "-P", "-s", "-m", module, str(os.getpid())],
+            sandbox.command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -85,6 +87,15 @@ class Runner:
     def ready(self) -> bool:
         """Whether it waits for its order with everything imported."""
         return self._ready.is_set() and self.alive
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that are its own: resident, and no files."""
+        try:
+            found = psutil.Process(self.pid).memory_info()
+        except psutil.NoSuchProcess:
+            return 0
+        return int(found.rss - getattr(found, "shared", 0))
 
     @property
     def alive(self) -> bool:
@@ -151,9 +162,10 @@ class Runner:
         self.kill()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             _close(pipe)
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        if self.scratch.exists():
-            _log.error("scratch_left", scratch=self.scratch.name)
+        for folder in (self.scratch, self.inbox):
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                _log.error("scratch_left", scratch=folder.name)
 
     def _death(self, reason: str) -> RunnerDied:
         status = self.kill()
@@ -171,7 +183,8 @@ class Runner:
         try:
             while (line := self._read_line()) is not None:
                 event = protocol.parse(line)
-                if isinstance(event, Ready):
+                if isinstance(event, Ready) and not self._ready.is_set():
+                    self.walls = event.walls
                     self._ready.set()
                 self._pass_on(event)
         except ProtocolError as error:
@@ -207,17 +220,7 @@ class Runner:
 
 def _environment(scratch: Path, threads: int) -> dict[str, str]:
     """Everything the child gets to know: no secret, no address, no setting of ours."""
-    environment = {
-        "PATH": os.defpath,
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
-        "LC_ALL": "C.UTF-8",
-        "PYTHONPATH": str(_CODE_ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        # Memory that was freed in pieces serves larger ones again.
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-        **accelerator_environment(),
-    }
+    environment = sandbox.environment(scratch)
     if threads > 0:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return environment

@@ -22,12 +22,14 @@ class Sweeper(threading.Thread):
     Args:
         name: of the worker.
         kind: ``celery`` or ``embedded``.
+        sandbox: level of the walls around its runners.
     """
 
-    def __init__(self, name: str, kind: str) -> None:
+    def __init__(self, name: str, kind: str, sandbox: str | None = None) -> None:
         super().__init__(name="sweeper", daemon=True)
         self._worker = name
         self._kind = kind
+        self._sandbox = sandbox
         self._closing = threading.Event()
 
     def run(self) -> None:
@@ -52,7 +54,7 @@ class Sweeper(threading.Thread):
 
     def _sweep(self, *, with_garbage: bool) -> None:
         with transaction() as session:
-            workers.seen(session, self._worker, self._kind, slots=1)
+            workers.seen(session, self._worker, self._kind, 1, self._sandbox)
             counts = jobs.sweep(session)
             failpoint("sweep.before_commit")
         failpoint("sweep.after_commit")

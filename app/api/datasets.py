@@ -233,5 +233,7 @@ def _check_magic(path: Path) -> None:
         tail = file.read(4)
     if size == 0:
         raise Unacceptable("dataset_empty", "The file has no bytes.")
+    if head[:3] != MAGIC[:3] and tail[:3] != MAGIC[:3]:
+        raise Unsupported(detail="Datasets are parquet; the client converts other formats.")
     if size < 12 or head != MAGIC or tail != MAGIC:
         raise Unacceptable("media_type_mismatch", "The file is not parquet.")

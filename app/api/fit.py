@@ -1,30 +1,31 @@
-"""Whether a checkpoint fits its architecture, from the header alone: no tensor is read."""
+"""Whether a checkpoint fits its architecture, from the header alone: no tensor is read.
+
+What ``torch.save`` wrote has no header that could be read safely here: its tensors are compared
+once the runner has converted it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from core import networks
+from core import fit, formats, networks
 from core.errors import InvalidInput, UnknownName
-from core.header import Header, read_header
+from core.header import read_header
 
-from ..store.errors import Unacceptable
+from ..store.errors import ServiceError, Unacceptable, Unsupported
 from ..store.session import settings
 from .validation import refusal
 
-MOST_NAMES = 10
-
 
 def check(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Compare the tensors of a safetensors file with an architecture.
+    """Read an architecture, and compare the tensors of a safetensors file with it.
 
     Args:
-        path: the file.
+        path: the file; of one that has to be converted, only the architecture is checked.
         raw: architecture as given: a name and its options.
 
     Returns:
@@ -36,14 +37,40 @@ def check(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
     config = _parse(raw)
     try:
         expected = networks.expected_shapes(config, settings().max_parameters)
-        header = read_header(path)
+        if formats.kind(path) == "safetensors":
+            fit.check(read_header(path).tensors, expected)
     except InvalidInput as error:
-        raise Unacceptable(error.code, error.detail) from None
-    _compare_names(set(header.tensors), set(expected))
-    _compare_shapes(header, expected)
+        raise _refused(error) from None
     with torch.device("meta"):
         num_parameters = networks.num_parameters(networks.build(config))
     return config.model_dump(mode="json"), num_parameters
+
+
+def kind(path: Path, declared: str | None) -> formats.Kind:
+    """Return the format of a model file.
+
+    Args:
+        path: the file.
+        declared: what it is said to be; None takes what it is.
+
+    Raises:
+        Unsupported: for formats that are never taken.
+        Unacceptable: ``media_type_mismatch`` if it is something else than was said, or what
+            reading its header as safetensors raises.
+    """
+    try:
+        found = formats.kind(path)
+        if declared is not None and declared != found:
+            read_header(path)  # finds the better words, if there are any
+            raise InvalidInput("media_type_mismatch", f"the file is {found}, not {declared}")
+    except InvalidInput as error:
+        raise _refused(error) from None
+    return found
+
+
+def _refused(error: InvalidInput) -> ServiceError:
+    refusal = Unsupported if error.code in formats.UNSUPPORTED else Unacceptable
+    return refusal(error.code, error.detail)
 
 
 def _parse(raw: dict[str, Any]) -> Any:
@@ -59,34 +86,3 @@ def _parse(raw: dict[str, Any]) -> Any:
 
 def _at_architecture(code: str, message: str) -> list[dict[str, str]]:
     return [{"pointer": "/architecture", "message": message, "code": code}]
-
-
-def _compare_names(found: set[str], wanted: set[str]) -> None:
-    if found != wanted:
-        raise Unacceptable(
-            "model_keys_mismatch",
-            f"Missing: {_some(wanted - found)}. Unexpected: {_some(found - wanted)}.",
-        )
-
-
-def _compare_shapes(header: Header, expected: dict[str, tuple[tuple[int, ...], str]]) -> None:
-    shapes = []
-    types = []
-    for name, (shape, dtype) in sorted(expected.items()):
-        tensor = header.tensors[name]
-        if tuple(tensor.shape) != tuple(shape):
-            shapes.append(f"{name} is {list(tensor.shape)}, not {list(shape)}")
-        elif tensor.dtype != dtype:
-            types.append(f"{name} is {tensor.dtype}, not {dtype}")
-    if shapes:
-        raise Unacceptable("model_shape_mismatch", f"{_some(shapes)}.")
-    if types:
-        raise Unacceptable("model_dtype_mismatch", f"{_some(types)}.")
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    ordered = sorted(names)
-    more = len(ordered) - MOST_NAMES
-    listed = ", ".join(ordered[:MOST_NAMES]) or "none"
-    return f"{listed} and {more} more" if more > 0 else listed

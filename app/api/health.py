@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Response
@@ -37,6 +37,10 @@ class Ready(Shape):
     clock: bool = Field(description="This machine and the database agree on the time.")
     broker: bool
     workers: int
+    sandbox: Literal["L0", "L1", "L2"] | None = Field(
+        description="How well the runners of the living workers are walled in, of the worst one; "
+        "`L1`: no network, no files but their own, no signals to others; `L2`: in a container."
+    )
 
 
 @router.get("/healthz", operation_id="get_health", response_model=Alive)
@@ -63,7 +67,7 @@ def readyz(http_response: Response) -> Ready:
     that is wrong, the service is `degraded`, not unavailable: requests are kept, and done later.
     Uploads and downloads need the storage.
     """
-    database, migrations, clock, live = _database()
+    database, migrations, clock, live, sandbox = _database()
     storage = _storage()
     broker = broker_answers(session.settings().broker_url)
     if not (database and migrations):
@@ -79,22 +83,25 @@ def readyz(http_response: Response) -> Ready:
         clock=clock,
         broker=broker,
         workers=live,
+        sandbox=sandbox,
     )
 
 
-def _database() -> tuple[bool, bool, bool, int]:
-    """Return whether the database answers, is migrated, has our time; and how many workers live."""
+def _database() -> tuple[bool, bool, bool, int, Any]:
+    """Whether the database answers, is migrated, has our time; workers alive, and how walled in."""
     try:
         if not session.writable():
-            return False, False, False, 0
+            return False, False, False, 0, None
         if not session.at_head():
-            return True, False, False, 0
+            return True, False, False, 0, None
         with session.reading() as reader:
             agreed = abs(figures.skew(reader)) < SKEW_SECONDS
-            return True, True, agreed, len(workers.live(reader))
+            live = workers.live(reader)
+            levels = [worker.sandbox for worker in live if worker.sandbox is not None]
+            return True, True, agreed, len(live), min(levels, default=None)
     except SQLAlchemyError:
         # Not hidden: the answer is 503 and says which part is missing.
-        return False, False, False, 0
+        return False, False, False, 0, None
 
 
 def _storage() -> bool:

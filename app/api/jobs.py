@@ -63,14 +63,21 @@ class JobRung(Shape):
     method: str
 
 
+class JobSandbox(Shape):
+    """How well the runner was walled in."""
+
+    level: str = Field(description="`L0`, `L1` or `L2`, as in `GET /readyz`.")
+    walls: list[str] = Field(description="Those that were tried and held.")
+
+
 class Job(Shape):
     """One run of the ladder, or of the checks after an upload."""
 
     object: Literal["job"] = "job"
     id: str
     kind: str = Field(
-        description="`ingest` (dataset), `prepare` (version), `unlearn`, `audit`, `oracle` or "
-        "`bank`."
+        description="`ingest` (dataset), `convert` and `prepare` (version), `unlearn`, `audit`, "
+        "`oracle` or `bank`."
     )
     model: str | None
     dataset: str | None
@@ -94,6 +101,7 @@ class Job(Shape):
     unlearner: dict[str, Any] | Literal["auto"] | None
     cancel_requested: bool
     result: JobResult | None
+    sandbox: JobSandbox | None = Field(description="Around the runner that did it; once it ended.")
     error: dict[str, Any] | None = Field(description="`code` and `detail` of a failure.")
     created_at: datetime
     started_at: datetime | None
@@ -276,6 +284,7 @@ def _shape(
         unlearner=row.unlearner or ("auto" if row.kind == "unlearn" else None),
         cancel_requested=row.cancel_requested_at is not None,
         result=_result(row),
+        sandbox=row.sandbox,
         error=row.error,
         created_at=row.created_at,
         started_at=row.started_at,

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from core import formats
 from core.data import Preprocessing
 from core.recipe import Recipe
 
@@ -81,6 +82,11 @@ class ModelCreate(Shape):
     recipe: Recipe | None = Field(
         None, description="How it was trained. Without one it can't be retrained."
     )
+    format: formats.Kind | None = Field(
+        None,
+        description="What the file is; found out if left out. `pytorch` is what `torch.save` "
+        "writes of a state dict.",
+    )
     sha256: Sha256 | None = Field(None, description="Digest of the file; checked if given.")
     metadata: Metadata = Field(default_factory=dict)
 
@@ -129,6 +135,10 @@ async def create_model(
     """Upload a checkpoint as safetensors, and register it as version 1 of a new model.
 
     Names, shapes and types of the tensors are compared with the architecture before the answer.
+    What `torch.save` wrote of a state dict (`.pt`, `.pth`, `.bin`) is taken too: it is quarantined
+    and converted once, in a sandbox, and the version is `rejected` with a code if it holds anything
+    but tensors and plain values. Whole modules, TorchScript, `.pt2` and `torch.package` are not
+    taken.
     Send `multipart/form-data` with the parts `file` and `metadata` (JSON), or the raw bytes with
     the metadata as base64 in the header `X-Model-Metadata`, which is faster. Baseline findings are
     measured in the background: read the model until its latest version is `ready`.
@@ -149,12 +159,13 @@ async def create_model(
                 raise checksum_mismatch()
             digests = [each.digest for each in (upload, upload.attached) if each is not None]
             fingerprint = strict_json.digest_of([body.fingerprint, *digests])
+            kind = await run_in_threadpool(fit.kind, upload.path, wanted.format or upload.kind)
             architecture, size = await run_in_threadpool(
                 fit.check, upload.path, wanted.architecture
             )
 
             def register(session: Session, blob: str) -> Answer:
-                return _create(session, caller, wanted, architecture, size, upload, blob)
+                return _create(session, caller, wanted, architecture, size, upload, blob, kind)
 
             return await run_in_threadpool(adopt, upload, caller, once, fingerprint, register)
 
@@ -281,6 +292,7 @@ def _create(
     num_parameters: int,
     upload: Upload,
     blob: str,
+    kind: formats.Kind,
 ) -> Answer:
     row, _, _ = models.create(
         session,
@@ -297,5 +309,6 @@ def _create(
         blob=blob,
         meta=wanted.metadata,
         importance_blob=None if upload.attached is None else blob + ATTACHED,
+        upload_format=kind,
     )
     return Answer(201, shape(session, row), {"Location": f"/models/{row.id}"})

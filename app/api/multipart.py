@@ -36,6 +36,8 @@ class Parts:
         self.metadata = bytearray()
         self.headers: dict[str, dict[str, str]] = {}
         """Headers of the parts that were there, by name."""
+        self.filename = ""
+        """What the client calls the file; good for a look at its ending, never for a path."""
         self._feeds: Mapping[str, Feed] = {"file": file, **(optional or {})}
         self._part = ""
         self._headers: dict[str, str] = {}
@@ -107,6 +109,8 @@ class Parts:
         if self._part in self.headers:
             raise BadRequest("duplicate_part", f"The part {self._part!r} is there twice.")
         self.headers[self._part] = self._headers
+        if self._part == "file":
+            self.filename = options.get(b"filename", b"").decode("latin-1")
         encoding = self._headers.get("content-transfer-encoding", "binary").strip().lower()
         if encoding not in ("binary", "8bit", "7bit") or "content-encoding" in self._headers:
             raise Unsupported("unsupported_content_encoding", "Send the parts without encoding.")

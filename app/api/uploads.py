@@ -47,6 +47,8 @@ class Upload:
     """JSON, not yet parsed."""
     attached: Attachment | None = None
     """The optional part, if one is known and it was there."""
+    kind: str | None = None
+    """``safetensors`` if the client's name of the file says so; a name is good for nothing else."""
 
 
 @asynccontextmanager
@@ -115,7 +117,8 @@ async def _multipart(
         if name in parts.headers:
             attached = Attachment(each.path, await each.finish())
             _compare(_expected(parts.headers[name]), attached.digest)
-    return Upload(sink.path, sink.size, digest, bytes(parts.metadata), attached)
+    kind = "safetensors" if parts.filename.endswith(".safetensors") else None
+    return Upload(sink.path, sink.size, digest, bytes(parts.metadata), attached, kind)
 
 
 async def _raw(http_request: Request, sink: Sink, metadata_header: str, limit: int) -> Upload:

@@ -29,6 +29,25 @@ router = APIRouter(tags=["models"])
 SHOWN_AUDITS = 10
 
 
+class VersionUpload(Shape):
+    """The file as it was sent, and what was found in it."""
+
+    format: str = Field(description="`safetensors`, or `pytorch`, which is converted once.")
+    digest: str = Field(description="`sha256:` and the digest of the file as it was sent.")
+    size_bytes: int
+    scan: str = Field(
+        description="`pending` while it is quarantined, then `passed` or `refused`; `rejection` "
+        "says why."
+    )
+    sandbox: str | None = Field(
+        None, description="How well what converted it was walled in, as in `GET /readyz`."
+    )
+    unwrapped: list[str] = Field(
+        default_factory=list, description="Names under which the state dict lay."
+    )
+    prefix: str = Field("", description="Taken off all names, such as `module.`.")
+
+
 class Version(Shape):
     """Immutable weights, with where they came from; or an oracle to compare such with."""
 
@@ -46,10 +65,14 @@ class Version(Shape):
     )
     job: str | None = Field(description="The job that made it; none for the upload.")
     outcome: str | None = Field(description="`erased_exact` or `erased_approximate` for a child.")
-    digest: str = Field(description="`sha256:` and the digest of the checkpoint in hex.")
+    digest: str = Field(
+        description="`sha256:` and the digest of the checkpoint in hex; of the file as it was sent "
+        "until that is converted."
+    )
     size_bytes: int
     num_parameters: int | None
     rejection: Rejection
+    upload: VersionUpload | None = Field(description="None for a version that a job made.")
     created_at: datetime
     prepared_at: datetime | None = Field(description="When baseline findings were measured.")
     withdrawn_at: datetime | None
@@ -192,6 +215,7 @@ def _fields(row: tables.Version, successor: tables.Version | None) -> dict[str, 
         "size_bytes": row.size_bytes,
         "num_parameters": row.num_parameters,
         "rejection": row.rejection,
+        "upload": row.upload,
         "created_at": row.created_at,
         "prepared_at": row.prepared_at,
         "withdrawn_at": row.withdrawn_at,

@@ -185,7 +185,7 @@ def reject_models_of(session: Session, dataset: Dataset) -> None:
         waiting = select(Job).where(
             Job.tenant_id == model.tenant_id,
             Job.model_id == model.id,
-            Job.kind == "prepare",
+            Job.kind.in_(("convert", "prepare")),
             Job.status == "queued",
         )
         for job in session.scalars(waiting.with_for_update()).all():
@@ -220,7 +220,7 @@ def _move(session: Session, job: Job, epoch: int | None, values: dict[str, Any])
 def _bear_consequences(session: Session, job: Job, status: str, cause: Document) -> None:
     if job.kind == "ingest":
         _reject_dataset(session, job, cause)
-    elif job.kind == "prepare":
+    elif job.kind in ("convert", "prepare"):
         _reject_version(session, job, cause)
     elif job.kind in EVIDENCE_KINDS:
         return
@@ -256,6 +256,9 @@ def _reject_version(session: Session, job: Job, cause: Document) -> None:
         return
     throw(session, version.blob, version.importance_blob)
     version.status, version.rejection = "rejected", cause
+    if version.upload is not None and version.upload["scan"] == "pending":
+        level = (job.sandbox or {}).get("level")
+        version.upload = version.upload | {"scan": "refused", "sandbox": level}
     version.blob = version.importance_blob = None
     session.flush()
     waiting = select(Job).where(

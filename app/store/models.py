@@ -38,8 +38,11 @@ def create(
     blob: str,
     meta: Document,
     importance_blob: str | None = None,
+    upload_format: str = "safetensors",
 ) -> tuple[Model, Version, Job]:
     """Register a model with version 1, and queue the job that checks and measures it.
+
+    What is not safetensors is quarantined first: a job of its own converts it, or rejects it.
 
     Its training data comes along, or stays elsewhere and ``importance_blob`` tells of it.
 
@@ -78,9 +81,15 @@ def create(
         num_parameters=num_parameters,
         blob=blob,
         importance_blob=importance_blob,
+        upload={
+            "format": upload_format,
+            "digest": f"sha256:{digest}",
+            "size_bytes": size_bytes,
+            "scan": "passed" if upload_format == "safetensors" else "pending",
+        },
     )
     model.current_version_id = version.id
-    job = queue_prepare(version)
+    job = queue_prepare(version) if upload_format == "safetensors" else _queue_convert(version)
     for row in (model, job, version):
         session.add(row)
         session.flush()
@@ -93,6 +102,16 @@ def queue_prepare(version: Version) -> Job:
         tenant_id=version.tenant_id,
         id=new("job"),
         kind="prepare",
+        model_id=version.model_id,
+        version_id=version.id,
+    )
+
+
+def _queue_convert(version: Version) -> Job:
+    return Job(
+        tenant_id=version.tenant_id,
+        id=new("job"),
+        kind="convert",
         model_id=version.model_id,
         version_id=version.id,
     )

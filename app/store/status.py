@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from app.settings import Need
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-JobKind = Literal["ingest", "prepare", "unlearn", "audit", "oracle", "bank"]
+JobKind = Literal["ingest", "convert", "prepare", "unlearn", "audit", "oracle", "bank"]
 RequestStatus = Literal[
     "queued", "processing", "applied", "completed", "needs_attention", "cancelled"
 ]

@@ -222,6 +222,8 @@ class Version(Base):
     """The job that made it; None for the upload."""
     status: Mapped[str] = mapped_column(default="validating")
     rejection: Mapped[Document | None]
+    upload: Mapped[Document | None]
+    """``format, digest, size_bytes, scan`` of the file as it was sent; None for a child."""
     outcome: Mapped[str | None]
     digest: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
@@ -372,6 +374,8 @@ class Job(Base):
     cancel_requested_at: Mapped[datetime | None]
     result: Mapped[Document | None]
     error: Mapped[Document | None]
+    sandbox: Mapped[Document | None]
+    """``level, walls`` around the runner of the last attempt."""
     created_at: Mapped[datetime] = mapped_column(default=_now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -455,6 +459,8 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
     slots: Mapped[int]
+    sandbox: Mapped[str | None] = mapped_column(String(8))
+    """Level of the walls around its runners."""
     seen_at: Mapped[float]
 
 

@@ -13,10 +13,12 @@ MISSED_BEATS = 3
 """A worker unseen for so many sweeps (and at least a lease) counts as gone."""
 
 
-def seen(session: Session, worker_id: str, kind: str, slots: int) -> None:
-    """Note that a worker lives."""
+def seen(
+    session: Session, worker_id: str, kind: str, slots: int, sandbox: str | None = None
+) -> None:
+    """Note that a worker lives, and how well its runners are walled in."""
     worker = session.get(Worker, worker_id) or Worker(id=worker_id)
-    worker.kind, worker.slots = kind, slots
+    worker.kind, worker.slots, worker.sandbox = kind, slots, sandbox
     worker.seen_at = session.scalar(select(clock.now())) or 0.0
     session.add(worker)
     session.flush()

@@ -17,8 +17,8 @@ import torch
 
 from worker import runner
 
-STAMPS = Path.cwd().parents[2] / "stamps.jsonl"
-"""The runner starts in ``<data folder>/scratch/<worker>/<runner>``."""
+STAMPS = (Path.cwd().parents[2] / "stamps.jsonl").open("a")
+"""The runner starts in ``<data folder>/scratch/<worker>/<runner>``, and is locked in there next."""
 
 
 def load() -> Mapping[str, runner.Work]:
@@ -39,8 +39,8 @@ def _stamped(unlearn: runner.Work) -> runner.Work:
         def first() -> None:
             if "backward" not in stamps and "unlearning" in stamps:
                 stamps["backward"] = time.monotonic()
-                with STAMPS.open("a") as file:
-                    file.write(json.dumps(stamps) + "\n")
+                STAMPS.write(json.dumps(stamps) + "\n")
+                STAMPS.flush()
 
         for name in ("backward", "grad"):
             setattr(torch.autograd, name, _before(getattr(torch.autograd, name), first))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import tarfile
 
+import numpy as np
 import pytest
 
 from app.store import tables
@@ -27,6 +30,43 @@ def kept() -> list[bytes]:
     """Contents of all blobs."""
     store = blobs()
     return [store.path(key).read_bytes() for key, _ in store.keys()]  # noqa: SIM118  # no dict
+
+
+def tar(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> bytes:
+    """An archive whose one entry is up to something."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, size, "/etc/passwd"
+    return info.tobuf() + bytes(1024)
+
+
+def array(values: np.ndarray, *, pickled: bool = False) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, values, allow_pickle=pickled)
+    return sink.getvalue()
+
+
+OTHER_FORMATS = {
+    "E13-tar-parent": tar("../../evil"),
+    "E13-tar-device": tar("null", tarfile.CHRTYPE),
+    "E13-tar-hardlink": tar("passwd", tarfile.LNKTYPE),
+    "E13-tar-8-EB": tar("sparse", tarfile.GNUTYPE_SPARSE, 2**62),
+    "E14-npy-objects": array(np.array([{"a": 1}], dtype=object), pickled=True),
+    "E15-npy-shape": b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846976,)}".ljust(117)
+    + b"\n",
+    "E16-jsonl-long-line": b'{"id": "' + b"a" * 2**20,
+    "E17-csv-columns": b"," * 10**6,
+    "E17-csv-quote": b'id,label\n"r0,0\n',
+    "E17-csv-nul": b"id,label\nr0,\0\n",
+    "E18-csv-formula": b"id,label\n=cmd(),0\n",
+}
+
+
+@pytest.mark.parametrize("row", OTHER_FORMATS)
+def test_other_formats(tenant: Tenant, row: str) -> None:
+    answer = tenant.upload("/datasets", OTHER_FORMATS[row], {"name": "d"})
+    assert_problem(answer, 415, "unsupported_media_type", scratch=tenant.scratch)
+    assert tenant.count(tables.Dataset) == 0
 
 
 @pytest.mark.parametrize("row", E_ROWS)

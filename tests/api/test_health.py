@@ -21,7 +21,7 @@ def ready(http: TestClient) -> tuple[int, dict[str, object]]:
 
 def a_worker() -> None:
     with session.transaction() as writer:
-        workers.seen(writer, "w1", "celery", 1)
+        workers.seen(writer, "w1", "celery", 1, "L1")
 
 
 def test_alive_without_a_database(http: TestClient, settings: Settings) -> None:
@@ -41,6 +41,7 @@ def test_ready(http: TestClient) -> None:
         "clock": True,
         "broker": True,
         "workers": 1,
+        "sandbox": "L1",
     }
 
 

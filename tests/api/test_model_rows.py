@@ -126,7 +126,7 @@ B_ROWS: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("row", B_ROWS)
 def test_safetensors(tenant: Tenant, row: str) -> None:
     make, code = B_ROWS[row]
-    answer = tenant.post_model(make())
+    answer = tenant.post_model(make(), filename="m.safetensors")
     assert_problem(answer, 422, code, scratch=tenant.scratch)
     assert tenant.count(tables.Model) == 0
 

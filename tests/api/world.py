@@ -60,13 +60,19 @@ class Tenant:
             return keys.create(session, self.id, "other", [*scopes], None)[1]
 
     def upload(
-        self, path: str, content: bytes, metadata: dict[str, Any] | bytes, **headers: str
+        self,
+        path: str,
+        content: bytes,
+        metadata: dict[str, Any] | bytes,
+        *,
+        filename: str = "f.bin",
+        **headers: str,
     ) -> Response:
         """Send a file as multipart."""
         raw = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
         parts = {
             "metadata": ("m.json", raw, "application/json"),
-            "file": ("f.bin", content, "application/octet-stream"),
+            "file": (filename, content, "application/octet-stream"),
         }
         return self.call(
             "POST",
@@ -120,12 +126,17 @@ class Tenant:
         }
 
     def post_model(
-        self, content: bytes | None = None, dataset_id: str = "", **changes: Any
+        self,
+        content: bytes | None = None,
+        dataset_id: str = "",
+        filename: str = "f.bin",
+        **changes: Any,
     ) -> Response:
         """Upload a model."""
         dataset_id = dataset_id or self.made.setdefault("dataset", self.ready_dataset())
         content = files.weights() if content is None else content
-        return self.upload("/models", content, self.metadata(dataset_id, **changes))
+        metadata = self.metadata(dataset_id, **changes)
+        return self.upload("/models", content, metadata, filename=filename)
 
     def model(self, **options: Any) -> str:
         """Upload a model that is not prepared yet."""

@@ -191,6 +191,10 @@ ROWS: dict[str, tuple[Callable[[], pa.Table | bytes], str]] = {
         lambda: pictures(with_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * (80 << 20)))),
         "image_invalid",
     ),
+    "E9-icc": (
+        lambda: pictures(with_chunk(b"iCCP", b"k\0\0" + zlib.compress(b"x" * (80 << 20)))),
+        "image_invalid",
+    ),
     "E10-pdf": (lambda: pictures(picture(kind="PDF")), "image_format_unsupported"),
     "E10-eps": (lambda: pictures(picture(kind="EPS")), "image_format_unsupported"),
     "E10-svg": (lambda: pictures(b"<svg xmlns='x'/>"), "image_format_unsupported"),

@@ -154,7 +154,7 @@ def test_excluded_rows_take_no_part(run, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("tensor", ["0.weight", "1.running_var"])
-def test_weights_that_are_not_finite_are_refused(run, value, tensor):
+def test_B27_weights_that_are_not_finite_are_refused(run, value, tensor):
     model = trained(PICTURES)
     model.state_dict()[tensor].view(-1)[-1] = value
     error = refused(run, PICTURES, model)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import resource
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -77,6 +82,94 @@ def babble(*, out: Path, report: Any) -> dict[str, Any]:
     return {}
 
 
+def escape(*, out: Path, report: Any, elsewhere: str, port: int) -> dict[str, Any]:
+    """Try what a runner must not be able to do; return how each attempt ended."""
+    parent, folder = os.getppid(), Path(elsewhere)
+    lent = Path.cwd().with_name(f"{Path.cwd().name}.in")
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: int) -> None:
+        if getattr(libc, name)(*arguments) == -1:
+            raise OSError(ctypes.get_errno(), name)
+
+    def child() -> None:
+        code = f"import os; os.kill({parent}, 0)"
+        subprocess.run([sys.executable, "-S", "-c", code], check=True, stderr=subprocess.DEVNULL)
+
+    def unix() -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(folder / "socket"))
+
+    attempts = {
+        "tcp": lambda: socket.create_connection(("127.0.0.1", port), 5).close(),
+        "udp": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
+        "packets": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
+        "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+        "unix": unix,
+        "write elsewhere": lambda: (folder / "new").write_text("x"),
+        "change elsewhere": lambda: (folder / "secret").write_text("x"),
+        "remove elsewhere": lambda: (folder / "secret").unlink(),
+        "read elsewhere": lambda: (folder / "secret").read_text(),
+        "list elsewhere": lambda: list(folder.iterdir()),
+        "link elsewhere": lambda: (out / "link").hardlink_to(folder / "secret"),
+        "write what was lent": lambda: (lent / "source").write_text("x"),
+        "shared memory": lambda: Path("/dev/shm/lethe-test").write_text("x"),
+        "our repository": lambda: (Path(__file__).parents[2] / "pyproject.toml").read_text(),
+        "passwords": lambda: Path("/etc/shadow").read_bytes(),
+        "supervisor's environment": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
+        "supervisor's memory": lambda: Path(f"/proc/{parent}/mem").open("rb").close(),
+        "supervisor's command": lambda: Path(f"/proc/{parent}/cmdline").read_bytes(),
+        "signal": lambda: os.kill(parent, 0),
+        "signal by a child": child,
+        "signal to all": lambda: os.kill(-1, 0),
+        "limit the supervisor": lambda: resource.prlimit(parent, resource.RLIMIT_CPU, (1, 1)),
+        "trace": lambda: call("ptrace", 16, parent, 0, 0),
+        "session": os.setsid,
+        "namespace": lambda: call("unshare", 0x10000000),
+        "root": lambda: os.chroot("."),
+        "more processes": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (9999, 9999)),
+    }
+    return {"ends": {name: _how(attempt) for name, attempt in attempts.items()}}
+
+
+def work(*, out: Path, report: Any, source: Path) -> dict[str, Any]:
+    """Do what every job does: read what was lent, write results, start a thread."""
+    text = source.read_text()
+    thread = threading.Thread(target=(out / "result").write_text, args=(text,))
+    thread.start()
+    thread.join()
+    (out / "result").rename(out / "renamed")
+    (Path.cwd() / "scratch").mkdir()
+    return {"read": (out / "renamed").read_text()}
+
+
+def fill(*, out: Path, report: Any) -> dict[str, Any]:
+    """Use ever more memory."""
+    held = []
+    while True:
+        held.append(b"x" * (16 << 20))
+        report("unlearning", 0.5, None, None, {})
+
+
+def spin(*, out: Path, report: Any) -> dict[str, Any]:
+    """Work for ever, and say so."""
+    while True:
+        report("unlearning", 0.5, None, None, {})
+        time.sleep(0.05)
+
+
+def _how(attempt: Any) -> str:
+    try:
+        attempt()
+    except subprocess.CalledProcessError:
+        return "failed"
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    except ValueError:
+        return "EPERM"  # what resource makes of it
+    return "done"
+
+
 def not_json(*, out: Path, report: Any) -> dict[str, Any]:
     return {"value": float("inf")}
 
@@ -91,4 +184,5 @@ def _is_channel(descriptor: Path) -> bool:
 
 if __name__ == "__main__":
     works = (tell, shout, steps, refuse, bug, starve, crash, hang, babble, not_json)
+    works += (escape, work, fill, spin)
     runner.main(lambda: {work.__name__: work for work in works})

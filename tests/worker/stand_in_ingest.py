@@ -38,7 +38,8 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
             (out / "records.parquet").symlink_to("/etc/passwd")
         case ["hardlink"]:
             (out / "records.parquet").unlink()
-            (out / "records.parquet").hardlink_to(source)
+            (out / "other").write_bytes(b"somebody else's")
+            (out / "records.parquet").hardlink_to(out / "other")
         case ["nothing"]:
             (out / "records.parquet").unlink()
         case ["nonsense"]:

@@ -3,7 +3,16 @@
 from ..endings import LeaseLost
 from .claiming import claim, claim_next, renew
 from .claims import Claim, Renewal
-from .finishing import cancelled, fail, finish_ingest, finish_prepare, keep_checkpoint, release
+from .finishing import (
+    cancelled,
+    fail,
+    finish_convert,
+    finish_ingest,
+    finish_prepare,
+    keep_checkpoint,
+    note_sandbox,
+    release,
+)
 from .gathering import finish_audit, finish_bank, finish_oracle
 from .publishing import exhaust, finish_without_influence, publish
 from .queueing import due, needs_of, stamp_dispatched
@@ -24,6 +33,7 @@ __all__ = [
     "fail",
     "finish_audit",
     "finish_bank",
+    "finish_convert",
     "finish_ingest",
     "finish_oracle",
     "finish_prepare",
@@ -32,6 +42,7 @@ __all__ = [
     "get",
     "keep_checkpoint",
     "needs_of",
+    "note_sandbox",
     "publish",
     "release",
     "renew",

@@ -10,9 +10,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from .. import session as sessions
-from ..endings import end, problem, requeue
+from ..endings import end, problem, reject_models_of, requeue
 from ..keyed import subject_hash
-from ..tables import Baseline, Dataset, Document, Record, Version
+from ..models import queue_prepare
+from ..tables import Baseline, Dataset, Document, Model, Record, Version
 from ..trash import throw
 from .claiming import hold
 from .claims import Claim
@@ -52,6 +53,49 @@ def finish_ingest(
     dataset.details = result.get("details", {})
     session.flush()
     end(session, job, "succeeded", epoch=claim.epoch, result={"dataset": dataset.id})
+
+
+def finish_convert(
+    session: Session,
+    claim: Claim,
+    *,
+    blob: str,
+    digest: str,
+    size_bytes: int,
+    verdict: Document,
+) -> None:
+    """Put the converted weights in the place of the upload, and have them prepared.
+
+    Args:
+        session: of the caller's transaction.
+        claim: of the attempt.
+        blob: key of the converted weights, already adopted.
+        digest: sha256 of them, in hex.
+        size_bytes: of them.
+        verdict: what was found, for readers of ``upload``.
+
+    Raises:
+        LeaseLost: if the job is not this attempt's any more.
+    """
+    job = hold(session, claim)
+    key = (job.tenant_id, job.version_id)
+    version = session.get_one(Version, key, with_for_update=True, populate_existing=True)
+    if version.status != "validating":
+        throw(session, blob)
+        end(session, job, "cancelled", epoch=claim.epoch)
+        return
+    throw(session, version.blob)
+    version.blob, version.digest, version.size_bytes = blob, digest, size_bytes
+    level = (job.sandbox or {}).get("level")
+    version.upload = {**(version.upload or {}), **verdict, "scan": "passed", "sandbox": level}
+    end(session, job, "succeeded", epoch=claim.epoch, result={"version": version.id})
+    session.add(queue_prepare(version))
+    session.flush()
+    model = session.get_one(Model, (job.tenant_id, job.model_id))
+    for dataset_id in {model.dataset_id, model.holdout_dataset_id} - {None}:
+        dataset = session.get_one(Dataset, (job.tenant_id, dataset_id))
+        if dataset.status == "rejected":
+            reject_models_of(session, dataset)
 
 
 def finish_prepare(
@@ -123,6 +167,13 @@ def fail(session: Session, claim: Claim, code: str, detail: str, retryable: bool
             runner_deaths=deaths,
         )
     return job.status
+
+
+def note_sandbox(session: Session, claim: Claim, sandbox: Document) -> None:
+    """Write down which walls stood around the runner; goes before the end of the attempt."""
+    job = hold(session, claim)
+    job.sandbox = sandbox
+    session.flush()
 
 
 def release(

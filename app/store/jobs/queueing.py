@@ -137,7 +137,7 @@ def inputs_are_ready() -> ColumnElement[bool]:
         )
     )
     return or_(
-        Job.kind == "ingest",
+        Job.kind.in_(("ingest", "convert")),
         and_(Job.kind == "prepare", ~exists(unread).correlate(Job)),
         and_(Job.kind.in_(("unlearn", *EVIDENCE_KINDS)), exists(ready).correlate(Job)),
     )
