@@ -57,7 +57,7 @@ def serve(http_request: Request, path: Path, *, digest: str, name: str) -> Respo
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
         "Content-Disposition": f'attachment; filename="{name}"',
         "Content-Type": "application/octet-stream",
-        "Cache-Control": "private, no-cache",
+        "Cache-Control": "private, no-store",
     }
     if matches(etag, http_request.headers.get("if-none-match")):
         return Response(status_code=304, headers=headers)

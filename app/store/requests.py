@@ -20,6 +20,7 @@ from .endings import lock, stop
 from .erasing import release_samples
 from .errors import Conflict, NotFound
 from .ids import new
+from .quotas import refuse_full_queue
 from .tables import Document, Job, Model, Request, Version
 
 
@@ -75,6 +76,7 @@ def receive(
             ``records_not_found``, ``class_unknown``, ``retain_set_too_small``,
             ``dataset_purpose_mismatch``, ``forget_set_empty``, ``holdout_overlap``,
             ``dataset_missing``, ``recipe_missing``, ``holdout_missing``.
+        TooMany: ``queue_quota_exceeded``.
     """
     wish = admission.Wish(
         selector,
@@ -203,6 +205,7 @@ def _join_or_queue(session: Session, model: Model, wish: admission.Wish) -> Job:
     if job is not None:
         job.revision += 1
     else:
+        refuse_full_queue(session, model.tenant_id)
         job = _new_job(model, wish)
         job.join_key = key
         session.add(job)
