@@ -16,7 +16,8 @@ grant lethe_tenant to lethe_api;
 grant usage, create on schema public to lethe_owner;
 grant usage on schema public to lethe_tenant, lethe_api, lethe_worker;
 
--- What is there already, and what later migrations make.
+-- What is there already, and what later migrations make. Tables that another role made are handed
+-- over with: reassign owned by THAT_ROLE to lethe_owner;
 grant select, insert, update, delete on all tables in schema public
   to lethe_tenant, lethe_api, lethe_worker;
 alter default privileges for role lethe_owner in schema public
