@@ -1,19 +1,23 @@
-"""``python -m app.keys``: make, list and revoke API keys on this machine's database."""
+"""``python -m app.keys``: make, list, rotate and revoke API keys on this machine's database."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 
 from sqlalchemy import select
 
 from app.store import keys
+from app.store.errors import NotFound, ServiceError
+from app.store.scopes import ROLES
 from app.store.session import at_head, reading, settings, transaction, upgrade
 from app.store.tables import ApiKey, Tenant
 
 DEFAULT_DAYS = 90
 MOST_DAYS = 365
+MOST_OVERLAP_HOURS = 168
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,11 +37,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     create = commands.add_parser("create", help="make a key and print it once")
     create.add_argument("--tenant", required=True, type=_name, help="made if there is none")
-    create.add_argument(
+    allowed = create.add_mutually_exclusive_group(required=True)
+    allowed.add_argument(
         "--scopes",
-        required=True,
         type=_scopes,
         help=f"comma-separated, or 'all': {', '.join(sorted(keys.SCOPES))}",
+    )
+    allowed.add_argument(
+        "--role", dest="scopes", type=_role, help=f"instead of scopes: {', '.join(ROLES)}"
+    )
+    create.add_argument(
+        "--network", action="append", default=[], type=_network, help="CIDR; may be repeated"
     )
     create.add_argument("--name", default="command line", type=_name, help="for people")
     create.add_argument(
@@ -47,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="list keys, without their secrets")
     listing.add_argument("--tenant", type=_name, help="only this tenant's")
     listing.set_defaults(run=_list)
+    rotate = commands.add_parser("rotate", help="make a key's successor and print it once")
+    rotate.add_argument("id", help="key_...")
+    rotate.add_argument(
+        "--overlap-hours", default=24, type=_hours, help="how long the old one is still good"
+    )
+    rotate.add_argument(
+        "--expires-days", default=DEFAULT_DAYS, type=_days, help=f"1 to {MOST_DAYS}"
+    )
+    rotate.set_defaults(run=_rotate)
     revoke = commands.add_parser("revoke", help="make a key useless at once")
     revoke.add_argument("id", help="key_...")
     revoke.set_defaults(run=_revoke)
@@ -57,9 +76,31 @@ def _create(given: argparse.Namespace) -> int:
     expires_at = datetime.now(UTC) + timedelta(days=given.expires_days)
     with transaction() as session:
         tenant = keys.ensure_tenant(session, given.tenant)
-        key, text = keys.create(session, tenant.id, given.name, given.scopes, expires_at)
-    sys.stderr.write(f"{key.id} of tenant {given.tenant}, until {expires_at:%Y-%m-%d}; ")
-    sys.stderr.write("it is shown this once:\n")
+        key, text = keys.create(
+            session, tenant.id, given.name, given.scopes, expires_at, networks=given.network
+        )
+    return _show(f"{key.id} of tenant {given.tenant}, until {expires_at:%Y-%m-%d}", text)
+
+
+def _rotate(given: argparse.Namespace) -> int:
+    expires_at = datetime.now(UTC) + timedelta(days=given.expires_days)
+    overlap = timedelta(hours=given.overlap_hours)
+    try:
+        with transaction() as session:
+            old = session.scalars(select(ApiKey).where(ApiKey.id == given.id)).one_or_none()
+            if old is None:
+                raise NotFound(detail="no such key")
+            key, text = keys.rotate(
+                session, old.tenant_id, old.id, expires_at=expires_at, overlap=overlap
+            )
+    except ServiceError as error:
+        sys.stderr.write(f"{error.detail}\n")
+        return 1
+    return _show(f"{key.id} in the place of {given.id}, until {expires_at:%Y-%m-%d}", text)
+
+
+def _show(about: str, text: str) -> int:
+    sys.stderr.write(f"{about}; it is shown this once:\n")
     sys.stdout.write(f"{text}\n")
     return 0
 
@@ -107,6 +148,25 @@ def _scopes(text: str) -> frozenset[str]:
     if unknown := scopes - keys.SCOPES:
         raise argparse.ArgumentTypeError(f"no such scope: {', '.join(sorted(unknown))}")
     return scopes
+
+
+def _role(text: str) -> frozenset[str]:
+    if text not in ROLES:
+        raise argparse.ArgumentTypeError(f"one of {', '.join(ROLES)}")
+    return ROLES[text]
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _hours(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= MOST_OVERLAP_HOURS:
+        raise argparse.ArgumentTypeError(f"0 to {MOST_OVERLAP_HOURS}")
+    return int(text)
 
 
 def _days(text: str) -> int:

@@ -28,7 +28,8 @@ FIELDS = (
     *("method", "route", "status", "duration_ms", "code", "error", "stack"),
     *("kind", "reason", "worker", "task", "pid", "exit_status", "scratch"),
     *("jobs", "files", "folders", "leases_freed", "jobs_failed", "jobs_cancelled"),
-    *("answers_forgotten", "workers_forgotten"),
+    *("answers_forgotten", "workers_forgotten", "named", "taken", "sandbox", "cause"),
+    *("key", "path", "address", "key_in_query", "share"),
 )
 """Fields that may be logged, in the order in which they are; others are dropped and counted."""
 

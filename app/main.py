@@ -63,6 +63,7 @@ BODIES: list[type[BaseModel]] = [
     audit_shapes.ReferenceBankCreate,
     recommendations.RecommendationCreate,
     api_keys.ApiKeyCreate,
+    api_keys.ApiKeyRotate,
 ]
 VARIANTS = {
     ("UnlearnRequestCreate", "unlearner"): [entry.config for entry in unlearners],

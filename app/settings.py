@@ -6,11 +6,12 @@ import json
 import re
 import secrets
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
@@ -20,7 +21,9 @@ Need = Literal["cpu", "gpu"]
 class Settings(BaseSettings):
     """Everything a machine may decide; ``LETHE_`` + the upper-case name sets it."""
 
-    model_config = SettingsConfigDict(env_prefix="LETHE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="LETHE_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(Path(".lethe"), description="Folder of blobs, scratch and secrets.")
     database_url: str = Field(
@@ -48,6 +51,11 @@ class Settings(BaseSettings):
     orphan_seconds: float = Field(
         86400.0, ge=60, description="Age at which bytes that no row names are removed."
     )
+    database_tenant_role: str = Field(
+        "",
+        description="PostgreSQL role that transactions on behalf of a caller take; row-level "
+        "security then hides what is not its tenant's. Empty: the filters of the code alone.",
+    )
     broker_url: str = Field("memory://", description="Celery broker: redis://... or memory://.")
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
@@ -57,6 +65,34 @@ class Settings(BaseSettings):
         "SQLite a missing one is made and kept in the data folder (mode 0600).",
     )
     pepper_version: int = Field(1, ge=1, description="Version stored beside every keyed hash.")
+    docs: bool | None = Field(
+        None,
+        description="Whether /docs and /openapi.json are there; unset: only where the API listens "
+        "on this machine alone.",
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="Networks whose X-Forwarded-For is believed."
+    )
+    limits_url: str = Field(
+        "memory://",
+        pattern="^(memory|rediss?)://",
+        description="Where calls are counted: memory:// or redis://...",
+    )
+    failed_keys_per_minute: int = Field(
+        300, ge=1, description="Calls without a usable key that one address may make."
+    )
+    calls_per_minute_per_key: int = Field(
+        60_000, ge=0, description="Calls that one key may make; 0: any number."
+    )
+    calls_per_minute_per_tenant: int = Field(
+        120_000, ge=0, description="Calls that all keys of a tenant may make; 0: any number."
+    )
+    max_uploads_in_flight: int = Field(
+        32, ge=1, description="Uploads of one tenant that one process takes at once."
+    )
+    max_queued_jobs: int = Field(
+        20_000, ge=1, description="Queued jobs of one tenant before no more are taken in."
+    )
     max_model_bytes: int = Field(2 * 2**30, description="Largest model file accepted.")
     max_dataset_bytes: int = Field(2 * 2**30, description="Largest dataset file accepted.")
     max_parameters: int = Field(2_000_000_000, description="Largest network accepted.")
@@ -147,7 +183,11 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_PEPPER is required when LETHE_DATABASE_URL is set")
         if self.lease_seconds <= 2 * self.heartbeat_seconds:
             raise ValueError("LETHE_LEASE_SECONDS must be over twice LETHE_HEARTBEAT_SECONDS")
+        if self.database_tenant_role and self.embedded_database:
+            raise ValueError("LETHE_DATABASE_TENANT_ROLE needs a PostgreSQL LETHE_DATABASE_URL")
         self._refuse_odd_blobs()
+        if not self.is_local:
+            self._refuse_exposed()
         return self
 
     def _refuse_odd_blobs(self) -> None:
@@ -159,6 +199,30 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_BLOBS_ACCESS_KEY and LETHE_BLOBS_SECRET_KEY go together")
         if not self.blobs_url and (self.blobs_endpoint or self.blobs_access_key):
             raise ValueError("LETHE_BLOBS_URL is missing, but what belongs to it is set")
+
+    def _refuse_exposed(self) -> None:
+        """Refuse what would do on this machine alone."""
+        if self.pepper is not None and len(set(self.pepper.get_secret_value())) < 8:
+            raise ValueError("LETHE_PEPPER is no secret: it has fewer than 8 different characters")
+        if self.docs:
+            raise ValueError("LETHE_DOCS shows the API to whoever reaches LETHE_HOST; unset it")
+        if not (self.calls_per_minute_per_key and self.calls_per_minute_per_tenant):
+            raise ValueError("LETHE_CALLS_PER_MINUTE_... may be 0 only where LETHE_HOST is local")
+        if any(not network.prefixlen for network in self.trusted_proxies):
+            raise ValueError("LETHE_TRUSTED_PROXIES may not name every address")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the API listens on this machine alone."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def shows_docs(self) -> bool:
+        """Whether the API describes itself."""
+        return self.is_local if self.docs is None else self.docs
 
     @property
     def embedded_database(self) -> bool:

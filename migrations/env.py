@@ -9,6 +9,7 @@ from typing import Any, Literal
 from alembic import context
 from sqlalchemy import Connection, TypeDecorator
 
+from app.store.isolation import protect
 from app.store.session import engine
 from app.store.tables import Base
 
@@ -38,6 +39,9 @@ def run() -> None:
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
             context.run_migrations()
+            if connection.dialect.name == "postgresql":
+                # Here and not in a step, so that no later table can be forgotten.
+                protect(connection)
             if connection.dialect.name == "sqlite":
                 refuse_broken_references(connection)
 

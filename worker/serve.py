@@ -25,7 +25,7 @@ from app import logs, tracing
 from app.bell import celery, listen_to
 from app.settings import Settings, get_settings, write_private
 from app.store import jobs, keys
-from app.store.session import transaction, upgrade
+from app.store.session import configure, transaction, upgrade
 from worker.station import station
 from worker.sweep import Sweeper
 
@@ -122,7 +122,11 @@ def _settings() -> Settings:
             "without one. Unset it, or run `python -m app.main` and "
             "`celery -A worker.main worker` instead."
         )
-    return settings.model_copy(update=given)
+    if given:
+        # Validated anew: what does on this machine alone may be refused beyond it.
+        settings = Settings(**{**settings.model_dump(include=settings.model_fields_set), **given})
+        configure(settings)
+    return settings
 
 
 def _lock(data_dir: Path) -> IO[str]:

@@ -7,14 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..store import keys, tables
 from ..store.errors import Conflict, Forbidden, NotFound, Unacceptable
+from ..store.scopes import of_role, roles_within
 from . import examples
-from .deps import ReadSession, WriteSession, requires
+from .deps import ReadSession, WriteSession, any_key, requires
 from .idempotency import Answer, OptionalOnce
 from .ids import KeyId
 from .listing import Pages, page_of
@@ -24,6 +25,8 @@ from .shapes import Links, Name, Page, Shape
 from .strict_json import Body, json_body
 
 router = APIRouter(tags=["access"])
+Role = Literal["ml_engineer", "privacy_officer", "sre", "auditor", "pipeline", "admin"]
+Days = Annotated[int, Field(ge=1, le=365)]
 SCOPE_NAMES = ", ".join(f"`{scope}`" for scope in sorted(keys.SCOPES))
 
 
@@ -32,11 +35,32 @@ class ApiKeyCreate(Shape):
 
     name: Name
     scopes: list[str] = Field(
-        min_length=1,
+        [],
+        max_length=64,
         description=f"Some of {SCOPE_NAMES}.",
         json_schema_extra={"items": {"type": "string", "enum": [*sorted(keys.SCOPES)]}},
     )
-    expires_in_days: Annotated[int, Field(ge=1, le=365)] = 90
+    roles: list[Role] = Field(
+        [], max_length=8, description="Named sets of scopes, beside those of `scopes`."
+    )
+    networks: list[IPvAnyNetwork] = Field(
+        [], max_length=32, description="CIDR ranges that it may be used from; anywhere if empty."
+    )
+    expires_in_days: Days = 90
+
+    @property
+    def all_scopes(self) -> list[str]:
+        """Those named and those of the role."""
+        return sorted({*self.scopes, *(each for role in self.roles for each in of_role(role))})
+
+
+class ApiKeyRotate(Shape):
+    """How a key is replaced by a new one."""
+
+    overlap_hours: Annotated[int, Field(ge=0, le=168)] = Field(
+        24, description="How long the old key is still good; 0: no longer."
+    )
+    expires_in_days: Days = 90
 
 
 class ApiKey(Shape):
@@ -46,6 +70,9 @@ class ApiKey(Shape):
     id: str
     name: str
     scopes: list[str]
+    roles: list[str] = Field(description="Roles all of whose scopes it has.")
+    networks: list[str]
+    principal: str = Field(description="The first key of the line that rotation made.")
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -57,6 +84,21 @@ class ApiKeyWithSecret(ApiKey):
     """A new key; `secret` is in this answer only."""
 
     secret: str | None = Field(description="Shown once. Null when the answer is replayed.")
+
+
+class Owner(Shape):
+    """A tenant."""
+
+    id: str
+    name: str
+
+
+class Me(Shape):
+    """Who calls."""
+
+    object: Literal["me"] = "me"
+    tenant: Owner
+    key: ApiKey
 
 
 @router.post(
@@ -76,6 +118,38 @@ def create_api_key(
     return once.answer(
         caller, body.fingerprint, lambda session: _create(session, caller, body.value)
     )
+
+
+@router.post(
+    "/api-keys/{key_id}/rotate",
+    status_code=201,
+    operation_id="rotate_api_key",
+    response_model=ApiKeyWithSecret,
+    responses=problems(Forbidden, NotFound, Conflict, Unacceptable),
+    openapi_extra=accepts("ApiKeyRotate", examples.ROTATIONS),
+)
+def rotate_api_key(
+    caller: Annotated[keys.Caller, requires("keys:manage")],
+    key_id: KeyId,
+    once: OptionalOnce,
+    body: Annotated[Body[ApiKeyRotate], Depends(json_body(ApiKeyRotate))],
+) -> Response:
+    """Make a key's successor with the same scopes; both are good while they overlap.
+
+    The successor stands for the same principal: what was sent with the old key and an
+    `Idempotency-Key` is replayed to the new one, too.
+    """
+    return once.answer(
+        caller, body.fingerprint, lambda session: _rotate(session, caller, key_id, body.value)
+    )
+
+
+@router.get("/me", operation_id="get_me", response_model=Me)
+def get_me(caller: Annotated[keys.Caller, any_key()], session: ReadSession) -> Me:
+    """Say who you are: the tenant, and what your key may do. Any key may ask."""
+    key = keys.find(session, caller.tenant_id, caller.key_id)
+    tenant = session.get_one(tables.Tenant, caller.tenant_id)
+    return Me(tenant=Owner(id=tenant.id, name=tenant.name), key=shapes([key])[0])
 
 
 @router.get("/api-keys", operation_id="list_api_keys", response_model=Page[ApiKey])
@@ -128,6 +202,9 @@ def shapes(rows: Sequence[tables.ApiKey]) -> list[ApiKey]:
             id=row.id,
             name=row.name,
             scopes=row.scopes,
+            roles=roles_within(frozenset(row.scopes)),
+            networks=row.networks,
+            principal=row.principal_id,
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
@@ -141,23 +218,45 @@ def shapes(rows: Sequence[tables.ApiKey]) -> list[ApiKey]:
 def _create(session: Session, caller: keys.Caller, wanted: ApiKeyCreate) -> Answer:
     unknown = sorted(set(wanted.scopes) - keys.SCOPES)
     if unknown:
-        raise Unacceptable(
-            detail="There is no such scope.",
-            errors=[
-                {
-                    "pointer": f"/scopes/{wanted.scopes.index(unknown[0])}",
-                    "message": "unknown scope",
-                    "code": "validation_failed",
-                }
-            ],
-        )
-    beyond = sorted(set(wanted.scopes) - caller.scopes)
-    if beyond:
-        raise Forbidden(
-            detail=f"This key lacks the scope {beyond[0]}, so it can't give it.",
-            extra={"required_scope": beyond[0]},
-        )
-    expires_at = datetime.now(UTC) + timedelta(days=wanted.expires_in_days)
-    row, secret = keys.create(session, caller.tenant_id, wanted.name, wanted.scopes, expires_at)
+        raise _wrong(f"/scopes/{wanted.scopes.index(unknown[0])}", "There is no such scope.")
+    if not wanted.all_scopes:
+        raise _wrong("/scopes", "Give a role, or at least one scope.")
+    networks = [str(network) for network in wanted.networks]
+    networks = networks or [str(network) for network in caller.networks]
+    keys.refuse_wider(caller, wanted.all_scopes, networks)
+    made = keys.create(
+        session,
+        caller.tenant_id,
+        wanted.name,
+        wanted.all_scopes,
+        _end(wanted.expires_in_days),
+        networks=networks,
+    )
+    return _shown_once(*made)
+
+
+def _rotate(session: Session, caller: keys.Caller, key_id: str, wanted: ApiKeyRotate) -> Answer:
+    old = keys.find(session, caller.tenant_id, key_id)
+    keys.refuse_wider(caller, old.scopes, old.networks)
+    made = keys.rotate(
+        session,
+        caller.tenant_id,
+        key_id,
+        expires_at=_end(wanted.expires_in_days),
+        overlap=timedelta(hours=wanted.overlap_hours),
+    )
+    return _shown_once(*made)
+
+
+def _shown_once(row: tables.ApiKey, secret: str) -> Answer:
     body = ApiKeyWithSecret(**shapes([row])[0].model_dump(), secret=secret)
     return Answer(201, body, {"Location": f"/api-keys/{row.id}"}, frozenset({"secret"}))
+
+
+def _end(days: int) -> datetime:
+    return datetime.now(UTC) + timedelta(days=days)
+
+
+def _wrong(pointer: str, message: str) -> Unacceptable:
+    error = {"pointer": pointer, "message": message, "code": "validation_failed"}
+    return Unacceptable(detail=message, errors=[error])

@@ -53,7 +53,7 @@ def serve(http_request: Request, key: str, *, digest: str, name: str) -> Respons
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:",
         "Content-Disposition": f'attachment; filename="{name}"',
         "Content-Type": "application/octet-stream",
-        "Cache-Control": "private, no-cache",
+        "Cache-Control": "private, no-store",
     }
     if matches(etag, http_request.headers.get("if-none-match")):
         return Response(status_code=304, headers=headers)

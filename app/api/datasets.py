@@ -25,7 +25,7 @@ from ..store.errors import (
 from ..store.keys import Caller
 from ..store.session import reading, settings
 from ..store.status import DatasetStatus
-from . import examples, strict_json
+from . import examples, limits, strict_json
 from .adoption import adopt
 from .deps import ReadSession, WriteSession, requires
 from .idempotency import Answer, OptionalOnce
@@ -102,7 +102,7 @@ async def create_dataset(
     `X-Dataset-Metadata`, which is faster. The file is checked in the background: read the dataset
     until it is `ready`.
     """
-    with once.at_work(caller):
+    with once.at_work(caller), limits.upload(caller):
         limit = settings().max_dataset_bytes
         async with receive(http_request, metadata_header=HEADER, limit=limit) as upload:
             body = strict_json.parse(upload.metadata, DatasetCreate)

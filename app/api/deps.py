@@ -9,11 +9,13 @@ from fastapi import Depends, Request, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from .. import bell, correlation
-from ..store import keys
-from ..store.errors import BadRequest, Forbidden, Unauthenticated
+from ..store import isolation, keys
+from ..store.errors import BadRequest, Forbidden, ServiceError
 from ..store.session import reading, transaction
+from .caller import identified
 
 bearer = HTTPBearer(
     auto_error=False,
@@ -21,7 +23,13 @@ bearer = HTTPBearer(
     bearerFormat="lth_...",
     description="An API key. Make one with `python -m app.keys create` or `POST /api-keys`.",
 )
-CHALLENGE = {"WWW-Authenticate": 'Bearer realm="lethe"'}
+
+
+class NotAcceptable(ServiceError):
+    """None of the media types that the caller takes."""
+
+    status = 406
+    default_code = "not_acceptable"
 
 
 def read_session() -> Iterator[Session]:
@@ -42,13 +50,15 @@ ReadSession = Annotated[Session, Depends(read_session, scope="function")]
 WriteSession = Annotated[Session, Depends(write_session, scope="function")]
 
 
-def authenticated(
+async def authenticated(
     http_request: Request,
     scopes: SecurityScopes,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> keys.Caller:
     """Return who calls; refuse without a usable key (401), the scope (403), or a known query."""
-    caller = _caller(credentials)
+    caller = await run_in_threadpool(identified, http_request, credentials)
+    # Here, in the task of the call: what a thread sets is gone with it.
+    isolation.act_for(caller.tenant_id)
     correlation.note(tenant=caller.tenant_id)
     missing = [scope for scope in scopes.scopes if scope not in caller.scopes]
     if missing:
@@ -56,19 +66,8 @@ def authenticated(
             detail=f"This key lacks the scope {missing[0]}.", extra={"required_scope": missing[0]}
         )
     known_parameters(http_request)
+    acceptable(http_request)
     return caller
-
-
-def _caller(credentials: HTTPAuthorizationCredentials | None) -> keys.Caller:
-    # One same answer for every reason: it must not tell which keys exist.
-    refused = Unauthenticated(detail="Give a valid API key as a bearer token.", headers=CHALLENGE)
-    if credentials is None or not credentials.credentials.isascii():
-        raise refused
-    try:
-        with reading() as session:
-            return keys.authenticate(session, credentials.credentials)
-    except Unauthenticated:
-        raise refused from None
 
 
 def requires(scope: str) -> Any:
@@ -76,6 +75,36 @@ def requires(scope: str) -> Any:
     if scope not in keys.SCOPES:
         raise ValueError(f"no scope is called {scope}")
     return Security(authenticated, scopes=[scope])
+
+
+def any_key() -> Any:
+    """Return the dependency on a caller with any usable key; for what a key says of itself."""
+    return Security(authenticated, scopes=[])
+
+
+def acceptable(http_request: Request) -> None:
+    """Refuse a call that takes none of the media types that the route answers with."""
+    wanted = http_request.headers.getlist("accept")
+    if not wanted:
+        return
+    ranges = [part.partition(";")[0].strip().lower() for part in ",".join(wanted).split(",")]
+    offered = _media_types(http_request.scope["route"])
+    taken = {"*/*", *offered, *(f"{name.partition('/')[0]}/*" for name in offered)}
+    if offered and taken.isdisjoint(ranges):
+        raise NotAcceptable(detail=f"This route answers with {', '.join(sorted(offered))}.")
+
+
+def _media_types(route: Any) -> set[str]:
+    """The media types of a route's answers that are no problems; none where it has no body."""
+    if route.status_code in (204, 303):
+        return set()
+    found = {
+        name
+        for status, response in route.responses.items()
+        if str(status).startswith("2")
+        for name in response.get("content", {})
+    }
+    return found or {"application/json"}
 
 
 def known_parameters(http_request: Request) -> None:

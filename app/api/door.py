@@ -11,13 +11,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
 from .. import correlation, logs
-from ..store.errors import ServiceError
+from ..store.errors import BadRequest, NotFound, ServiceError
+from ..store.session import settings
 from . import problems
 
 MAX_TARGET_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+DOCUMENTATION = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json"})
 log = structlog.get_logger("lethe.api")
+access = structlog.get_logger("lethe.access")
 
 
 class TargetTooLong(ServiceError):
@@ -47,17 +50,21 @@ class Door:
             return
         scope["lethe.request_id"] = request_id = _request_id(scope)
         correlation.note(request_id=request_id)
+        # Filled by whoever serves the call, which may see a copy of the scope.
+        scope["lethe.headers"], scope["lethe.caller"] = {}, []
         started = False
 
         async def stamped(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                _stamp(MutableHeaders(scope=message), request_id)
+                headers = MutableHeaders(scope=message)
+                _stamp(headers, request_id, scope["lethe.headers"])
+                _note_reading(scope, message["status"])
             await send(message)
 
         try:
-            refused = _too_large(scope)
+            refused = _ambiguous(scope) or _too_large(scope) or _hidden(scope)
             if refused is not None:
                 await problems.response(Request(scope), refused)(scope, receive, stamped)
                 return
@@ -89,10 +96,47 @@ def _request_id(scope: Scope) -> str:
     return f"rid_{ULID()}"
 
 
-def _stamp(headers: MutableHeaders, request_id: str) -> None:
+def _stamp(headers: MutableHeaders, request_id: str, noted: dict[str, str]) -> None:
     headers["X-Request-Id"] = request_id
     headers["X-Content-Type-Options"] = "nosniff"
+    headers["X-Frame-Options"] = "DENY"
+    headers["Referrer-Policy"] = "no-referrer"
+    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    if not headers.get("content-type", "").startswith("text/html"):
+        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
     headers.setdefault("Cache-Control", "no-store")
+    for name, value in noted.items():
+        headers.setdefault(name, value)
+
+
+def _note_reading(scope: Scope, status: int) -> None:
+    """Log who read what; paths hold ids, never anything personal."""
+    if scope["lethe.caller"] and scope["method"] in ("GET", "HEAD") and status < 400:
+        caller = scope["lethe.caller"][0]
+        access.info(
+            "read",
+            tenant=caller.tenant_id,
+            key=caller.key_id,
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            request_id=scope["lethe.request_id"],
+        )
+
+
+def _hidden(scope: Scope) -> ServiceError | None:
+    if scope["path"] in DOCUMENTATION and not settings().shows_docs:
+        return NotFound()
+    return None
+
+
+def _ambiguous(scope: Scope) -> ServiceError | None:
+    """Refuse a body with two lengths: a proxy before us may have read the other one."""
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        detail = "Give either Content-Length or Transfer-Encoding."
+        return BadRequest(detail=detail, headers={"Connection": "close"})
+    return None
 
 
 def _too_large(scope: Scope) -> ServiceError | None:

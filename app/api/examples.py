@@ -78,5 +78,12 @@ RECOMMENDATIONS: dict[str, Any] = {
     },
 }
 API_KEYS: dict[str, Any] = {
-    "pipeline": {"name": "nightly", "scopes": ["models:read", "requests:create"]}
+    "pipeline": {"name": "nightly", "scopes": ["models:read", "requests:create"]},
+    "auditor from one network": {
+        "name": "yearly audit",
+        "roles": ["auditor"],
+        "networks": ["192.0.2.0/24"],
+        "expires_in_days": 14,
+    },
 }
+ROTATIONS: dict[str, Any] = {"a day of overlap": {"overlap_hours": 24}}

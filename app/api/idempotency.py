@@ -57,7 +57,7 @@ class Once:
         if self.key is None:
             yield
             return
-        identity = (caller.tenant_id, caller.key_id, self.method, self.path, self.key)
+        identity = (caller.tenant_id, caller.principal, self.method, self.path, self.key)
         with _lock:
             if identity in _at_work:
                 raise Conflict(

@@ -29,7 +29,7 @@ from ..store.errors import (
 from ..store.keys import Caller
 from ..store.session import reading, settings
 from ..store.status import ModelStatus
-from . import examples, fit, strict_json, versions
+from . import examples, fit, limits, strict_json, versions
 from .adoption import ATTACHED, adopt
 from .deps import ReadSession, WriteSession, requires
 from .idempotency import Answer, OptionalOnce
@@ -148,7 +148,7 @@ async def create_model(
     checked in the background; one that was made for other weights, or holds what cannot be true,
     rejects the version with `importance_mismatch` or `importance_invalid`.
     """
-    with once.at_work(caller):
+    with once.at_work(caller), limits.upload(caller):
         limit = settings().max_model_bytes
         async with receive(
             http_request, metadata_header=HEADER, limit=limit, attachment=IMPORTANCE

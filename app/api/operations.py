@@ -27,7 +27,7 @@ class VersionOfService(Shape):
     )
 
 
-def scraper(
+async def scraper(
     http_request: Request,
     scopes: SecurityScopes,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
@@ -39,7 +39,7 @@ def scraper(
         if hmac.compare_digest(given, token.get_secret_value().encode()):
             known_parameters(http_request)
             return
-    authenticated(http_request, scopes, credentials)
+    await authenticated(http_request, scopes, credentials)
 
 
 @router.get(

@@ -48,7 +48,9 @@ OPTIONS: dict[str, Any] = {
     "h11_max_incomplete_event_size": MAX_HEADER_BYTES + MAX_TARGET_BYTES,
     "server_header": False,
     "log_config": None,
+    # Its lines hold the query, and so the key of whoever puts one there.
     "access_log": False,
+    "proxy_headers": False,
     "timeout_graceful_shutdown": 10,
 }
 """Arguments for ``uvicorn.Config`` beside the application, host and port."""

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from . import admission, models, references
 from .errors import Gone, NotFound, Unacceptable
 from .ids import new
+from .quotas import refuse_full_queue
 from .resolution import Rows
 from .situations import has_holdout
 from .tables import AuditReport, Document, Job, Model, Request, Version
@@ -106,6 +107,7 @@ def queue(session: Session, found: Occasion, audits: list[Document], options: Do
         audits: their configurations, complete.
         options: ``seed``, ``batch_size``, ``time_limit_seconds``.
     """
+    refuse_full_queue(session, found.model.tenant_id)
     request_id = None if found.request is None else found.request.id
     job = Job(
         tenant_id=found.model.tenant_id,

@@ -9,6 +9,7 @@ from .endings import stop_jobs
 from .erasing import OPEN, erase
 from .errors import Conflict, NotFound, ServiceError, Unacceptable
 from .ids import new
+from .quotas import refuse_full_queue
 from .resolution import Resolution, rows_of_class, rows_of_ids, rows_of_subject
 from .tables import Dataset, Document, Job, Model, Request
 
@@ -37,6 +38,7 @@ def create(
     meta: Document,
 ) -> tuple[Dataset, Job]:
     """Register an uploaded file, and queue the job that reads it."""
+    refuse_full_queue(session, tenant_id)
     dataset = Dataset(
         tenant_id=tenant_id,
         id=new("dst"),

@@ -10,6 +10,7 @@ ServiceError
 |-- TooLarge        413
 |-- Unsupported     415
 |-- Unacceptable    422   well-formed, but not to be done
+|-- TooMany         429   too many calls or things at once; says when to come again
 `-- Unavailable     503   names the missing dependency
 """
 
@@ -111,6 +112,13 @@ class Unacceptable(ServiceError):
 
     status = 422
     default_code = "validation_failed"
+
+
+class TooMany(ServiceError):
+    """Too many calls, or too many things at once."""
+
+    status = 429
+    default_code = "rate_limited"
 
 
 class Unavailable(ServiceError):

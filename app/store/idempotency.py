@@ -31,10 +31,10 @@ def remembered(
         Unacceptable: ``idempotency_key_reused`` if the key came with another body.
         Conflict: ``idempotency_in_progress`` while an equal call is at work elsewhere.
     """
-    _reserve(session, (caller.tenant_id, caller.key_id, method, path, key))
+    _reserve(session, (caller.tenant_id, caller.principal, method, path, key))
     chosen = select(IdempotencyKey).where(
         IdempotencyKey.tenant_id == caller.tenant_id,
-        IdempotencyKey.principal == caller.key_id,
+        IdempotencyKey.principal == caller.principal,
         IdempotencyKey.method == method,
         IdempotencyKey.path == path,
         IdempotencyKey.key == key,
@@ -70,7 +70,7 @@ def remember(
     session.add(
         IdempotencyKey(
             tenant_id=caller.tenant_id,
-            principal=caller.key_id,
+            principal=caller.principal,
             method=method,
             path=path,
             key=key,

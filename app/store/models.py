@@ -15,6 +15,7 @@ from .endings import stop_jobs
 from .erasing import OPEN, release_samples
 from .errors import Conflict, NotFound, Unacceptable
 from .ids import is_id, new
+from .quotas import refuse_full_queue
 from .resolution import Rows, num_overlapping
 from .tables import Baseline, Dataset, Document, Job, Model, Request, Version
 from .trash import throw
@@ -71,6 +72,7 @@ def create(
         split_key=secrets.token_hex(32),
         meta=meta,
     )
+    refuse_full_queue(session, tenant_id)
     version = Version(
         tenant_id=tenant_id,
         id=new("ver"),

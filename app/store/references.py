@@ -11,6 +11,7 @@ from . import admission, models
 from .endings import end, problem
 from .errors import Conflict, Gone, Unacceptable
 from .ids import new
+from .quotas import refuse_full_queue
 from .situations import has_holdout
 from .tables import Document, Job, Model, Version
 from .trash import throw
@@ -146,6 +147,7 @@ def _need_recipe(model: Model) -> None:
 def _queue(
     session: Session, model: Model, kind: str, options: Document, version_id: str | None = None
 ) -> Job:
+    refuse_full_queue(session, model.tenant_id)
     job = Job(
         tenant_id=model.tenant_id,
         id=new("job"),

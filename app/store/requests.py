@@ -20,6 +20,7 @@ from .endings import lock, stop
 from .erasing import release_samples
 from .errors import Conflict, NotFound
 from .ids import new
+from .quotas import refuse_full_queue
 from .tables import Document, Job, Model, Request, Version
 
 
@@ -77,6 +78,7 @@ def receive(
             ``records_not_found``, ``class_unknown``, ``retain_set_too_small``,
             ``dataset_purpose_mismatch``, ``forget_set_empty``, ``holdout_overlap``,
             ``dataset_missing``, ``recipe_missing``, ``holdout_missing``.
+        TooMany: ``queue_quota_exceeded``.
     """
     now = datetime.now(UTC)
     asked_at = received_at or now
@@ -209,6 +211,7 @@ def _join_or_queue(
         job.priority = max(job.priority, priority)
         job.due_at = due_at if job.due_at is None else min(job.due_at, due_at)
     else:
+        refuse_full_queue(session, model.tenant_id)
         job = _new_job(model, wish)
         job.join_key, job.priority, job.due_at = key, priority, due_at
         session.add(job)

@@ -19,6 +19,8 @@ from sqlalchemy.orm import Session
 
 from app.settings import Settings, get_settings
 
+from . import isolation
+
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 BUSY_MILLISECONDS = 30_000
 POSTGRES_OPTIONS = (
@@ -50,7 +52,7 @@ def engine() -> Engine:
     global _engine
     with _lock:
         if _engine is None:
-            _engine = _new_engine(settings().database)
+            _engine = _new_engine(settings().database, settings().database_tenant_role)
         return _engine
 
 
@@ -144,7 +146,7 @@ class _Turn:
             _writers.release()
 
 
-def _new_engine(url_text: str) -> Engine:
+def _new_engine(url_text: str, tenant_role: str) -> Engine:
     url = make_url(url_text)
     if url.drivername in {"postgresql", "postgres"}:
         url = url.set(drivername="postgresql+psycopg")
@@ -152,7 +154,10 @@ def _new_engine(url_text: str) -> Engine:
     if url.get_backend_name() == "sqlite":
         return _new_sqlite(url.database, create_engine(url, **options))
     options["connect_args"] = {"options": POSTGRES_OPTIONS, "connect_timeout": 5}
-    return create_engine(url, **options)
+    made = create_engine(url, **options)
+    if tenant_role:
+        event.listen(made, "begin", lambda connection: isolation.bind(connection, tenant_role))
+    return made
 
 
 def _new_sqlite(file: str | None, made: Engine) -> Engine:

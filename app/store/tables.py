@@ -89,6 +89,10 @@ class ApiKey(Base):
     secret_hmac: Mapped[str]
     pepper_version: Mapped[int]
     scopes: Mapped[list[str]] = mapped_column(JSON)
+    networks: Mapped[list[str]] = mapped_column(JSON, default=list)
+    """CIDR ranges that it may be used from; anywhere if empty."""
+    principal_id: Mapped[str]
+    """The first key of the line that rotation made; its own id where it is the first."""
     created_at: Mapped[datetime] = mapped_column(default=_now)
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]

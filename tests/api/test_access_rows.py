@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import event, update
+from structlog.testing import capture_logs
 
-from app.store import keys, tables
+from app.settings import Settings
+from app.store import keys, session, tables
 from app.store.session import engine, transaction
 
 from .world import Tenant, assert_problem
@@ -15,9 +17,14 @@ from .world import Tenant, assert_problem
 UNKNOWN = "lth_" + "0" * 12 + "_" + "0" * 43 + "000000"
 
 
-def refused(tenant: Tenant, headers: dict[str, str], path: str = "/models") -> dict[str, object]:
+def refused(
+    tenant: Tenant,
+    headers: dict[str, str],
+    path: str = "/models",
+    code: str = "unauthenticated",
+) -> dict[str, object]:
     answer = tenant.http.get(path, headers=headers)
-    body = assert_problem(answer, 401, "unauthenticated")
+    body = assert_problem(answer, 401, code)
     assert answer.headers["www-authenticate"] == 'Bearer realm="lethe"'
     del body["request_id"]
     return body
@@ -62,12 +69,34 @@ def test_G2_bad_checksum_asks_no_database(tenant: Tenant) -> None:
     assert statements
 
 
-@pytest.mark.parametrize("change", ["expires_at", "revoked_at"])
-def test_G3_expired_or_revoked(tenant: Tenant, change: str) -> None:
+@pytest.mark.parametrize("reason", ["expired", "revoked"])
+def test_G3_expired_or_revoked(tenant: Tenant, reason: str) -> None:
     past = datetime.now(UTC) - timedelta(minutes=1)
-    with transaction() as session:
-        session.execute(update(tables.ApiKey).values({change: past}))
-    assert refused(tenant, tenant.headers()) == refused(tenant, {})
+    with transaction() as writer:
+        change = {"expired": "expires_at", "revoked": "revoked_at"}[reason]
+        writer.execute(update(tables.ApiKey).values({change: past}))
+    with capture_logs() as logs:
+        body = refused(tenant, tenant.headers(), code="invalid_api_key")
+    assert reason not in str(body)
+    assert [entry["reason"] for entry in logs] == [reason]
+
+
+def test_G3_expired_with_the_wrong_secret_tells_nothing(tenant: Tenant) -> None:
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    with transaction() as writer:
+        writer.execute(update(tables.ApiKey).values(expires_at=past))
+    body = f"lth_{tenant.key.split('_')[1]}_{'0' * 43}"
+    forged = {"Authorization": f"Bearer {body + keys._checksum(body)}"}
+    assert refused(tenant, forged) == refused(tenant, {})
+
+
+def test_G3_revocation_is_effective_at_once(tenant: Tenant) -> None:
+    secret = tenant.key_with("models:read")
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert tenant.http.get("/models", headers=headers).status_code == 200
+    (made,) = [key for key in tenant.get("/api-keys").json()["data"] if key["name"] == "other"]
+    assert tenant.call("DELETE", f"/api-keys/{made['id']}").status_code == 204
+    refused(tenant, headers, code="invalid_api_key")
 
 
 def test_G4_missing_scope(tenant: Tenant) -> None:
@@ -118,14 +147,39 @@ def test_G9_lists_show_nothing_foreign(tenant: Tenant, other: Tenant) -> None:
 
 def test_G11_key_in_the_query(tenant: Tenant) -> None:
     for name in ("api_key", "key", "access_token", "authorization"):
-        refused(tenant, {}, f"/models?{name}={tenant.key}")
+        with capture_logs() as logs:
+            refused(tenant, {}, f"/models?{name}={tenant.key}")
+        (entry,) = logs
+        assert (entry["event"], entry["log_level"]) == ("access_refused", "warning")
+        assert entry["key_in_query"] is True
+        assert tenant.key not in str(entry)
+
+
+def test_G12_many_failures_from_one_address(tenant: Tenant, settings: Settings) -> None:
+    session.configure(settings.model_copy(update={"failed_keys_per_minute": 20}))
+    for _ in range(20):
+        refused(tenant, {"Authorization": f"Bearer {UNKNOWN}"})
+    answer = tenant.http.get("/models", headers={"Authorization": f"Bearer {UNKNOWN}"})
+    problem = assert_problem(answer, 429, "rate_limited")
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert problem["retryable"] is True
+    statements: list[str] = []
+    event.listen(engine(), "before_cursor_execute", lambda *a: statements.append(a[2]))
+    assert_problem(tenant.get("/models"), 429, "rate_limited")
+    assert statements == [], "an address that guesses is refused before anything is looked up"
+
+
+def test_G12_the_default_stops_a_thousand(settings: Settings) -> None:
+    assert Settings(data_dir=settings.data_dir).failed_keys_per_minute < 1000
 
 
 def test_G15_no_cors(tenant: Tenant) -> None:
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "GET"}
     answer = tenant.http.options("/models", headers=headers)
-    assert "access-control-allow-origin" not in answer.headers
     assert answer.status_code == 405
+    simple = tenant.get("/models", Origin="https://evil.example")
+    for found in (answer, simple):
+        assert not [name for name in found.headers if name.startswith("access-control")]
 
 
 def test_G16_spoofed_host(tenant: Tenant) -> None:
@@ -152,7 +206,7 @@ def test_new_key(tenant: Tenant) -> None:
     assert tenant.get(f"/api-keys/{made['id']}").json() == made
     assert tenant.call("DELETE", f"/api-keys/{made['id']}").status_code == 204
     gone = tenant.http.get("/models", headers={"Authorization": f"Bearer {secret}"})
-    assert_problem(gone, 401, "unauthenticated")
+    assert_problem(gone, 401, "invalid_api_key")
 
 
 def test_a_key_gives_no_scope_it_lacks(tenant: Tenant) -> None:

@@ -39,6 +39,7 @@ def test_every_body_has_an_example() -> None:
         "create_unlearn_request",
         "recommend_unlearners",
         "create_api_key",
+        "rotate_api_key",
         "create_audit",
         "train_oracle",
         "train_reference_bank",
@@ -54,6 +55,8 @@ def test_example_works(tenant: Tenant, name: str, media_type: str, title: str) -
         model_id, request_id = forgotten(tenant)
         path = path.format(model_id=model_id, version="@serving")
         text = text.replace(REQUEST_ID, request_id)
+    elif "{key_id}" in path:
+        path = path.format(key_id=tenant.get("/me").json()["key"]["id"])
     elif DATASET_ID in text or MODEL_ID in text:
         dataset_id, model_id = prepared(tenant, needs_model=MODEL_ID in text)
         text = text.replace(DATASET_ID, dataset_id).replace(MODEL_ID, model_id)
@@ -172,6 +175,7 @@ def test_routes_of_the_service() -> None:
         "GET /datasets/{dataset_id}",
         "GET /healthz",
         "GET /jobs",
+        "GET /me",
         "GET /jobs/{job_id}",
         "GET /jobs/{job_id}/checkpoint",
         "GET /metrics",
@@ -191,6 +195,7 @@ def test_routes_of_the_service() -> None:
         "GET /version",
         "HEAD /models/{model_id}/versions/{version}/checkpoint",
         "POST /api-keys",
+        "POST /api-keys/{key_id}/rotate",
         "POST /datasets",
         "POST /jobs/{job_id}/cancel",
         "POST /jobs/{job_id}/retry",

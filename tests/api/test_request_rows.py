@@ -10,9 +10,11 @@ import pytest
 from sqlalchemy import func, select
 
 from app.api import idempotency as edge
-from app.store import tables
+from app.settings import Settings
+from app.store import jobs, session, tables
 from app.store.session import reading, transaction
 
+from . import files
 from .world import Tenant, assert_problem
 
 RECORDS = {"type": "record_ids", "record_ids": ["r0"]}
@@ -190,6 +192,77 @@ def test_F17_cursor_edited_or_foreign(tenant: Tenant, other: Tenant, path: str) 
     for wrong in (edited, "x", other.get(f"{path}?limit=1").json()["next_cursor"]):
         answer = tenant.get(f"{path}?limit=1&after={wrong}")
         assert_problem(answer, 400, "cursor_invalid")
+
+
+def test_F18_queue_quota(tenant: Tenant, model_id: str, settings: Settings) -> None:
+    session.configure(settings.model_copy(update={"max_queued_jobs": 1}))
+    first = tenant.forget(model_id, seed=1)
+    assert first.status_code == 202
+    for refused in (
+        tenant.forget(model_id, seed=2),
+        tenant.call("POST", f"/models/{model_id}/reference-bank", json={}),
+        tenant.upload("/datasets", files.parquet(), {"name": "d"}),
+        tenant.post_model(dataset_id=tenant.made["dataset"]),
+    ):
+        problem = assert_problem(refused, 429, "queue_quota_exceeded", scratch=tenant.scratch)
+        assert problem["retryable"] is True
+        assert int(refused.headers["retry-after"]) > 0
+    assert tenant.count(tables.Request) == 1
+    assert tenant.forget(model_id, seed=1).json()["job_id"] == first.json()["job_id"]
+    with transaction() as writer:
+        claim = jobs.claim(writer, first.json()["job_id"], "w")
+    assert claim is not None
+    assert tenant.forget(model_id, seed=2).status_code == 202
+
+
+def test_F18_the_quota_is_one_tenants(
+    tenant: Tenant, other: Tenant, model_id: str, settings: Settings
+) -> None:
+    theirs = other.ready_model()
+    session.configure(settings.model_copy(update={"max_queued_jobs": 1}))
+    assert [tenant.forget(model_id, seed=n).status_code for n in (1, 2)] == [202, 429]
+    assert other.forget(theirs).status_code == 202
+
+
+def test_F19_failed_verification(tenant: Tenant, model_id: str) -> None:
+    """No rung passed its gates: nothing is published, and a person must act."""
+    request = tenant.forget(model_id).json()
+    with transaction() as writer:
+        claim = jobs.claim(writer, request["job_id"], "w")
+        assert claim is not None
+        jobs.exhaust(writer, claim, code="ladder_exhausted", detail="no rung passed", rungs=[])
+    found = tenant.get(f"/unlearn-requests/{request['id']}").json()
+    assert (found["status"], found["outcome"]) == ("needs_attention", "not_erased")
+    assert found["problem"]["code"] == "ladder_exhausted"
+    serving = tenant.get(f"/models/{model_id}/versions/@serving").json()
+    assert (serving["number"], serving["status"]) == (1, "ready")
+    checkpoint = f"/models/{model_id}/versions/@serving/checkpoint"
+    assert tenant.get(checkpoint).status_code == 200
+
+
+NAMES = {
+    "sql": "'; drop table models; --",
+    "percent": "%s %(a)s 100% _",
+    "emoji": "\U0001f47b\U0001f469\u200d\U0001f4bb",
+    "rtl": "\u202e\u05e9\u05dc\u05d5\u05dd",
+    "four-bytes": "\U00020bb7\U0001d54f",
+    "combining": "e\u0301 \ufb01",
+}
+
+
+@pytest.mark.parametrize("row", NAMES)
+def test_F20_names_come_back_as_they_were(tenant: Tenant, row: str) -> None:
+    name = NAMES[row]
+    dataset_id = tenant.ready_dataset(name=name, metadata={name: name})
+    found = tenant.get(f"/datasets/{dataset_id}").json()
+    assert (found["name"], found["metadata"]) == (name, {name: name})
+    model_id = tenant.ready_model(dataset_id=dataset_id, name=name)
+    assert tenant.get(f"/models/{model_id}").json()["name"] == name
+    made = tenant.forget(model_id, reason=name, metadata={"name": name}).json()
+    kept = tenant.get(f"/unlearn-requests/{made['id']}").json()
+    assert (kept["reason"], kept["metadata"]) == (name, {"name": name})
+    body = {"name": name, "scopes": ["models:read"]}
+    assert tenant.call("POST", "/api-keys", json=body).json()["name"] == name
 
 
 SELECTORS = {

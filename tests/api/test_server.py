@@ -52,6 +52,12 @@ ROWS = {
         400,
         "malformed_request",
     ),
+    "A12-length-and-chunks": (
+        b"POST /api-keys" + TAIL + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\n",
+        400,
+        "malformed_request",
+    ),
     "A12-two-lengths": (
         b"POST /api-keys" + TAIL + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
         400,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 from typing import Any
 
 import pytest
 
-from app.store import tables
+from app.settings import Settings
+from app.store import session, tables
 
 from . import files
 from .world import Tenant, assert_problem
@@ -161,6 +163,43 @@ def test_A28_wrong_method(tenant: Tenant) -> None:
     answer = tenant.call("PUT", "/models")
     assert_problem(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        ("/models", "text/html"),
+        ("/models", "application/octet-stream, image/*;q=0.5"),
+        ("/models/{model_id}/versions/1/checkpoint", "application/json"),
+    ],
+)
+def test_A28_wrong_accept(tenant: Tenant, path: str, accept: str) -> None:
+    answer = tenant.get(path.format(model_id=tenant.ready_model()), Accept=accept)
+    assert_problem(answer, 406, "not_acceptable")
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        ("/models", "text/html, application/*;q=0.5"),
+        ("/models", "*/*"),
+        ("/models/{model_id}/versions/1/checkpoint", "application/octet-stream"),
+    ],
+)
+def test_A28_right_accept(tenant: Tenant, path: str, accept: str) -> None:
+    answer = tenant.get(path.format(model_id=tenant.ready_model()), Accept=accept)
+    assert answer.status_code == 200
+
+
+def test_A27_redis_down(tenant: Tenant, settings: Settings) -> None:
+    """Neither the broker nor the counter of calls is needed to take a request in."""
+    model_id = tenant.ready_model()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+    down = settings.model_copy(update={"broker_url": url, "limits_url": url})
+    session.configure(down)
+    assert tenant.forget(model_id).status_code == 202
+    assert tenant.http.get("/readyz").json()["status"] == "degraded"
 
 
 def test_unknown_route(tenant: Tenant) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from app.settings import Settings
 from app.store import session as sessions
@@ -18,6 +21,7 @@ from tests import factories
 from tests.servers import postgres_url  # noqa: F401  # a fixture
 
 PEPPER = "p" * 40
+ROLES = Path(__file__).resolve().parents[2] / "docs/postgres-roles.sql"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,19 @@ def migrated_postgres(
         session.execute(text(f'alter database "{name}" set synchronous_commit = off'))
     sessions.configure(None)
     return postgres_url
+
+
+@pytest.fixture(scope="session")
+def roles(migrated_postgres: str) -> Iterator[str]:
+    """The roles of the documented script under a prefix of our own: they belong to the server."""
+    prefix = f"t{uuid.uuid4().hex[:8]}"
+    script = re.sub(r"\blethe_", f"{prefix}_", ROLES.read_text())
+    plain = make_url(migrated_postgres).set(drivername="postgresql")
+    with psycopg.connect(plain.render_as_string(False), autocommit=True) as admin:
+        admin.execute(script.encode())
+        yield prefix
+        for name in ("api", "worker", "tenant", "owner"):
+            admin.execute(f"drop owned by {prefix}_{name}; drop role {prefix}_{name}".encode())
 
 
 @pytest.fixture

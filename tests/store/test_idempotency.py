@@ -20,7 +20,7 @@ CALL = ("POST", "/unlearn-requests", "k1")
 
 
 def caller_of(store: World) -> Caller:
-    return Caller(store.tenant, "key_1", frozenset())
+    return Caller(store.tenant, "key_1", frozenset(), "key_1")
 
 
 def remember(caller: Caller, call: tuple[str, str, str] = CALL, fingerprint: str = "f") -> None:
@@ -57,7 +57,7 @@ def test_the_key_of_another_is_another_key(store: World) -> None:
     caller = caller_of(store)
     remember(caller)
     assert remembered(replace(caller, tenant_id=store.stranger)) is None
-    assert remembered(replace(caller, key_id="key_2")) is None
+    assert remembered(replace(caller, principal="key_2")) is None
     assert remembered(caller, ("POST", "/datasets", "k1")) is None
     assert remembered(caller, ("PUT", "/unlearn-requests", "k1")) is None
 

@@ -1,0 +1,83 @@
+"""The API over PostgreSQL under the bound role: all works, and a lost filter shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url, select
+from sqlalchemy.orm import Session
+
+from app.settings import Settings
+from app.store import models, session, tables
+from app.store.errors import NotFound
+from app.store.session import transaction
+from tests.store.conftest import migrated_postgres, roles, settings_of  # noqa: F401  # fixtures
+
+from .world import Tenant
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def settings(
+    roles: str,  # noqa: F811  # the fixture imported above
+    migrated_postgres: str,  # noqa: F811  # the fixture imported above
+    tmp_path: Path,
+) -> Iterator[Settings]:
+    """Settings of a service whose API has a login and a role of its own."""
+    session.configure(settings_of(tmp_path, migrated_postgres))
+    with transaction() as owner:
+        for table in reversed(tables.Base.metadata.sorted_tables):
+            owner.execute(table.delete())
+    url = make_url(migrated_postgres).set(username=f"{roles}_api").render_as_string(False)
+    chosen = settings_of(tmp_path, url, database_tenant_role=f"{roles}_tenant")
+    session.configure(chosen)
+    yield chosen
+    session.configure(None)
+
+
+def without_filter(reader: Session, _: str, model_id: str) -> tables.Model:
+    """``models.get`` as it would be with its filter forgotten."""
+    found = reader.scalars(select(tables.Model).where(tables.Model.id == model_id)).one_or_none()
+    if found is None:
+        raise NotFound
+    return found
+
+
+def test_a_forgotten_filter_shows_nothing_foreign(
+    tenant: Tenant, other: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = tenant.ready_model(), other.ready_model()
+    monkeypatch.setattr(models, "get", without_filter)
+    assert tenant.get(f"/models/{mine}").status_code == 200
+    assert tenant.get(f"/models/{theirs}").status_code == 404
+    assert tenant.call("DELETE", f"/models/{theirs}").status_code == 404
+    assert other.get(f"/models/{theirs}").json()["status"] == "active"
+
+
+def test_every_kind_of_call_works_under_the_role(tenant: Tenant) -> None:
+    model_id = tenant.ready_model()
+    request = tenant.forget(model_id).json()
+    tenant.publish(request["job_id"])
+    second = tenant.forget(model_id, {"type": "record_ids", "record_ids": ["r1"]}, key="one")
+    assert second.status_code == 202
+    again = tenant.forget(model_id, {"type": "record_ids", "record_ids": ["r1"]}, key="one")
+    assert again.json() == second.json()
+    for path in (
+        "/me",
+        "/models",
+        f"/models/{model_id}/versions/@serving/checkpoint",
+        f"/jobs/{request['job_id']}",
+        f"/unlearn-requests/{request['id']}",
+        "/unlearn-requests?limit=1",
+        "/datasets",
+        "/api-keys",
+    ):
+        assert tenant.get(path).status_code == 200, path
+    cancelled = tenant.call("DELETE", f"/unlearn-requests/{second.json()['id']}")
+    assert cancelled.json()["status"] == "cancelled"
+    key_id = tenant.get("/me").json()["key"]["id"]
+    assert tenant.call("POST", f"/api-keys/{key_id}/rotate", json={}).status_code == 201
+    assert tenant.call("DELETE", f"/models/{model_id}").status_code == 204

@@ -1,0 +1,91 @@
+"""Which settings are refused at the start, and which are not: one row per combination."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+PEPPER = "0123456789abcdef" * 2
+EXPOSED = {"host": "0.0.0.0"}
+PRODUCTION = {"database_url": "postgresql://db/lethe", "pepper": PEPPER, **EXPOSED}
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "short-pepper": ({"pepper": "short"}, "LETHE_PEPPER"),
+    "no-pepper-beside-a-server": ({"database_url": "postgresql://db/lethe"}, "LETHE_PEPPER"),
+    "exposed-with-a-default-pepper": ({**PRODUCTION, "pepper": "changeme" * 4}, "LETHE_PEPPER"),
+    "exposed-with-one-character": ({**PRODUCTION, "pepper": "x" * 64}, "LETHE_PEPPER"),
+    "exposed-docs": ({**PRODUCTION, "docs": True}, "LETHE_DOCS"),
+    "exposed-embedded-docs": ({**EXPOSED, "docs": True}, "LETHE_DOCS"),
+    "exposed-without-a-limit-of-keys": (
+        {**PRODUCTION, "calls_per_minute_per_key": 0},
+        "LETHE_CALLS_PER_MINUTE",
+    ),
+    "exposed-without-a-limit-of-tenants": (
+        {**PRODUCTION, "calls_per_minute_per_tenant": 0},
+        "LETHE_CALLS_PER_MINUTE",
+    ),
+    "everybody-is-a-proxy": (
+        {**PRODUCTION, "trusted_proxies": ["0.0.0.0/0"]},
+        "LETHE_TRUSTED_PROXIES",
+    ),
+    "every-ipv6-is-a-proxy": ({**EXPOSED, "trusted_proxies": ["::/0"]}, "LETHE_TRUSTED_PROXIES"),
+    "guessing-without-a-limit": ({"failed_keys_per_minute": 0}, "failed_keys_per_minute"),
+    "role-without-policies": ({"database_tenant_role": "r"}, "LETHE_DATABASE_TENANT_ROLE"),
+    "counts-in-a-file": ({"limits_url": "file:///tmp/counts"}, "limits_url"),
+    "counts-by-an-asynchronous-client": ({"limits_url": "async+memory://"}, "limits_url"),
+}
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "production": PRODUCTION,
+    "production-behind-a-proxy": {**PRODUCTION, "trusted_proxies": ["10.0.0.0/8"]},
+    "production-with-roles": {**PRODUCTION, "database_tenant_role": "lethe_tenant"},
+    "exposed-embedded": EXPOSED,
+    "local-with-everything-open": {
+        "docs": True,
+        "calls_per_minute_per_key": 0,
+        "calls_per_minute_per_tenant": 0,
+    },
+    "counts-in-redis": {"limits_url": "redis://redis:6379/1"},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"LETHE_{name.upper()}", raising=False)
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_refused(row: str) -> None:
+    values, named = REFUSED[row]
+    with pytest.raises(ValidationError, match=named) as refused:
+        Settings(**values)
+    assert PEPPER not in str(refused.value)
+
+
+@pytest.mark.parametrize("row", ACCEPTED)
+def test_accepted(row: str) -> None:
+    Settings(**ACCEPTED[row])
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+        ("", False),
+    ],
+)
+def test_docs_are_shown_on_this_machine_alone(host: str, is_local: bool) -> None:
+    assert Settings(host=host).shows_docs is is_local
+    assert Settings(host=host, docs=False).shows_docs is False
