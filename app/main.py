@@ -28,6 +28,7 @@ from .api import (
     problems,
     recommendations,
     request_shapes,
+    resumable,
     schema,
     unlearn_requests,
     versions,
@@ -44,6 +45,7 @@ ROUTERS = (
     versions,
     audits,
     datasets,
+    resumable,
     unlearn_requests,
     jobs,
     catalogue,
@@ -54,6 +56,7 @@ ROUTERS = (
 BODIES: list[type[BaseModel]] = [
     models.ModelCreate,
     datasets.DatasetCreate,
+    resumable.UploadComplete,
     request_shapes.UnlearnRequestCreate,
     audit_shapes.AuditCreate,
     audit_shapes.OracleCreate,

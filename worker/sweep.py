@@ -7,7 +7,7 @@ import threading
 import structlog
 
 from app import bell
-from app.store import jobs, workers
+from app.store import jobs, partial, workers
 from app.store.session import settings, transaction
 from worker import garbage
 
@@ -60,3 +60,4 @@ class Sweeper(threading.Thread):
         garbage.empty_trash()
         if with_garbage:
             garbage.remove_orphans()
+            partial.sweep()

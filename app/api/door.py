@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
-from ..store.errors import ServiceError
+from ..store.errors import BadRequest, ServiceError
 from . import problems
 
 MAX_TARGET_BYTES = 16 * 1024
@@ -56,7 +56,7 @@ class Door:
             await send(message)
 
         try:
-            refused = _too_large(scope)
+            refused = _ambiguous(scope) or _too_large(scope)
             if refused is not None:
                 await problems.response(Request(scope), refused)(scope, receive, stamped)
                 return
@@ -92,6 +92,15 @@ def _stamp(headers: MutableHeaders, request_id: str) -> None:
     headers["X-Request-Id"] = request_id
     headers["X-Content-Type-Options"] = "nosniff"
     headers.setdefault("Cache-Control", "no-store")
+
+
+def _ambiguous(scope: Scope) -> ServiceError | None:
+    """Refuse a body with two lengths: a proxy before us may believe the other one (RFC 9112)."""
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        detail = "Send either Content-Length or Transfer-Encoding."
+        return BadRequest(detail=detail, headers={"Connection": "close"})
+    return None
 
 
 def _too_large(scope: Scope) -> ServiceError | None:

@@ -27,6 +27,7 @@ SCOPES = frozenset(
         "models:download",
         "datasets:read",
         "datasets:write",
+        "uploads:write",
         "requests:create",
         "requests:read",
         "jobs:read",
