@@ -39,6 +39,14 @@ class Settings(BaseSettings):
     upload_slow_seconds: float = Field(
         60.0, gt=0, description="A body that brings under 1 KiB/s for so long is given up."
     )
+    import_root: Path | None = Field(
+        None,
+        description="Folder of imports; a tenant's file:// sources lie below the folder of its id "
+        "in it. Unset: none are taken.",
+    )
+    hf_mirror: str = Field(
+        "", description="Folder or base URL that hf:// sources are read from; empty: none are."
+    )
     max_parameters: int = Field(2_000_000_000, description="Largest network accepted.")
     max_records: int = Field(5_000_000, description="Most records in one dataset.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a claim holds unrenewed.")

@@ -16,6 +16,7 @@ from ..store.blobs import blobs
 from ..store.errors import TooLarge, Unacceptable
 from ..store.keys import Caller
 from ..store.session import reading
+from . import imports
 from .shapes import Sha256, Shape
 from .uploads import Attachment, Upload
 
@@ -27,7 +28,20 @@ class UploadSource(Shape):
     id: str = Field(description="`upl_...`")
 
 
-Source = Annotated[UploadSource, Field(description="Where the bytes lie.")]
+class UrlSource(Shape):
+    """A file that the operator of this service has put where it may be read."""
+
+    type: Literal["url"]
+    url: str = Field(
+        description="`file:///path` below the caller's part of the folder of imports, or "
+        "`hf://owner/repository[@revision]/path` of the operator's mirror."
+    )
+
+
+Source = Annotated[
+    UploadSource | UrlSource,
+    Field(discriminator="type", description="Where the bytes lie."),
+]
 
 
 class Sourced(Shape):
@@ -81,7 +95,10 @@ def uploads_of(wanted: Sourced) -> list[str]:
 
 
 async def _fetch(source: Source, caller: Caller, limit: int, path: Path) -> Attachment:
-    return await asyncio.to_thread(_take_upload, source, caller, limit, path)
+    if isinstance(source, UploadSource):
+        return await asyncio.to_thread(_take_upload, source, caller, limit, path)
+    digest = await asyncio.to_thread(imports.bring, source.url, caller.tenant_id, path, limit)
+    return Attachment(path, digest)
 
 
 def _take_upload(source: UploadSource, caller: Caller, limit: int, path: Path) -> Attachment:
