@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from tusclient.client import TusClient
 
 from app.settings import Settings
 from app.store import partial, session, tables
@@ -122,6 +124,25 @@ def test_A5_a_broken_piece_with_a_checksum_does_not_count(
         assert busy.json()["code"] == "upload_locked"
     until(lambda: send(tenant, path, 0, b"0").status_code == 204)
     assert offset_of(tenant, path) == 1
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+def test_a_tus_client_gets_through(tenant: Tenant, port: int, checksums: bool) -> None:  # noqa: F811
+    content = bytes(range(256)) * 1000
+    client = TusClient(f"http://127.0.0.1:{port}/uploads", headers=tenant.headers())
+    stream = io.BytesIO(content)
+    first = client.uploader(
+        file_stream=stream, chunk_size=100_000, upload_checksum=checksums, metadata={"a": "b"}
+    )
+    first.upload_chunk()
+    second = client.uploader(
+        file_stream=stream, url=first.url, chunk_size=100_000, upload_checksum=checksums
+    )
+    assert second.offset == 100_000
+    second.upload()
+    found = tenant.get(str(first.url).removeprefix(f"http://127.0.0.1:{port}")).json()
+    digest = hashlib.sha256(content).hexdigest()
+    assert (found["status"], found["digest"]) == ("received", f"sha256:{digest}")
 
 
 def test_A8_two_writers(tenant: Tenant, port: int) -> None:  # noqa: F811
