@@ -29,6 +29,7 @@ from .api import (
     problems,
     recommendations,
     request_shapes,
+    resumable,
     schema,
     unlearn_requests,
     versions,
@@ -46,6 +47,7 @@ ROUTERS = (
     versions,
     audits,
     datasets,
+    resumable,
     unlearn_requests,
     jobs,
     catalogue,
@@ -57,6 +59,7 @@ ROUTERS = (
 BODIES: list[type[BaseModel]] = [
     models.ModelCreate,
     datasets.DatasetCreate,
+    resumable.UploadComplete,
     request_shapes.UnlearnRequestCreate,
     audit_shapes.AuditCreate,
     audit_shapes.OracleCreate,

@@ -95,6 +95,23 @@ class Settings(BaseSettings):
     )
     max_model_bytes: int = Field(2 * 2**30, description="Largest model file accepted.")
     max_dataset_bytes: int = Field(2 * 2**30, description="Largest dataset file accepted.")
+    max_bytes_in_flight: int = Field(
+        16 * 2**30, ge=0, description="Most bytes of a tenant's uploads that are not used yet."
+    )
+    upload_idle_seconds: float = Field(
+        86_400.0, gt=0, description="An upload that nobody touched for so long is removed."
+    )
+    upload_slow_seconds: float = Field(
+        60.0, gt=0, description="A body that brings under 1 KiB/s for so long is given up."
+    )
+    import_root: Path | None = Field(
+        None,
+        description="Folder of imports; a tenant's file:// sources lie below the folder of its id "
+        "in it. Unset: none are taken.",
+    )
+    hf_mirror: str = Field(
+        "", description="Folder or base URL that hf:// sources are read from; empty: none are."
+    )
     max_parameters: int = Field(2_000_000_000, description="Largest network accepted.")
     max_records: int = Field(5_000_000, description="Most records in one dataset.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a claim holds unrenewed.")

@@ -7,7 +7,7 @@ import threading
 import structlog
 
 from app import bell
-from app.store import jobs, workers
+from app.store import jobs, partial, workers
 from app.store.blobs import blobs
 from app.store.failpoints import failpoint
 from app.store.session import settings, transaction
@@ -64,3 +64,4 @@ class Sweeper(threading.Thread):
         garbage.empty_trash()
         if with_garbage:
             garbage.collect()
+            partial.sweep()

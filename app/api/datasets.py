@@ -11,12 +11,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from ..store import datasets, tables
 from ..store.errors import (
     BadRequest,
     Conflict,
+    Gone,
     NotFound,
     TooLarge,
     Unacceptable,
@@ -25,16 +25,17 @@ from ..store.errors import (
 from ..store.keys import Caller
 from ..store.session import reading, settings
 from ..store.status import DatasetStatus
-from . import examples, limits, strict_json
-from .adoption import adopt
+from . import examples
+from .creation import Register, create
 from .deps import ReadSession, WriteSession, requires
 from .idempotency import Answer, OptionalOnce
 from .ids import DatasetId
 from .listing import Pages, page_of
 from .problems import problems
 from .schema import uploads_of
-from .shapes import Links, Metadata, Name, Page, Rejection, Sha256, Shape
-from .uploads import Upload, checksum_mismatch, receive
+from .shapes import Links, Metadata, Name, Page, Rejection, Shape
+from .sources import Sourced
+from .uploads import Upload
 from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
 
 router = APIRouter(tags=["datasets"])
@@ -42,8 +43,8 @@ HEADER = "X-Dataset-Metadata"
 MAGIC = b"PAR1"
 
 
-class DatasetCreate(Shape):
-    """What comes along with a parquet file."""
+class DatasetCreate(Sourced):
+    """What comes along with a parquet file, or names where it lies."""
 
     name: Name
     purpose: Literal["train", "forget"] | None = Field(
@@ -54,7 +55,6 @@ class DatasetCreate(Shape):
     class_names: list[Name] | None = Field(
         None, min_length=1, max_length=100_000, description="Name of label 0, 1, 2 ..."
     )
-    sha256: Sha256 | None = Field(None, description="Digest of the file; checked if given.")
     metadata: Metadata = Field(default_factory=dict)
 
 
@@ -85,8 +85,10 @@ class Dataset(Shape):
     status_code=201,
     operation_id="create_dataset",
     response_model=Dataset,
-    responses=problems(BadRequest, Conflict, TooLarge, Unsupported, Unacceptable),
-    openapi_extra=uploads_of("DatasetCreate", HEADER, examples.DATASET),
+    responses=problems(BadRequest, NotFound, Conflict, Gone, TooLarge, Unsupported, Unacceptable),
+    openapi_extra=uploads_of(
+        "DatasetCreate", HEADER, examples.DATASET, sourced=examples.SOURCED_DATASET
+    ),
 )
 async def create_dataset(
     caller: Annotated[Caller, requires("datasets:write")],
@@ -99,22 +101,23 @@ async def create_dataset(
     or `features` (list of numbers); optional `subject` (whose record it is; stored as a keyed hash
     only) and `split` (`train`, the default, or `holdout`). Send `multipart/form-data` with the
     parts `file` and `metadata` (JSON), or the raw bytes with the metadata as base64 in the header
-    `X-Dataset-Metadata`, which is faster. The file is checked in the background: read the dataset
-    until it is `ready`.
+    `X-Dataset-Metadata`, which is faster; or JSON alone, with the `source` of the file. The file
+    is checked in the background: read the dataset until it is `ready`.
     """
-    with once.at_work(caller), limits.upload(caller):
-        limit = settings().max_dataset_bytes
-        async with receive(http_request, metadata_header=HEADER, limit=limit) as upload:
-            body = strict_json.parse(upload.metadata, DatasetCreate)
-            if body.value.sha256 and body.value.sha256[-64:] != upload.digest:
-                raise checksum_mismatch()
-            fingerprint = strict_json.digest_of([body.fingerprint, upload.digest])
-            await run_in_threadpool(_check_magic, upload.path)
 
-            def register(session: Session, blob: str) -> Answer:
-                return _create(session, caller, body.value, upload, blob)
+    def check(wanted: DatasetCreate, upload: Upload) -> Register:
+        _check_magic(upload.path)
+        return lambda session, blob: _create(session, caller, wanted, upload, blob)
 
-            return await run_in_threadpool(adopt, upload, caller, once, fingerprint, register)
+    return await create(
+        http_request,
+        caller,
+        once,
+        shape=DatasetCreate,
+        header=HEADER,
+        limit=settings().max_dataset_bytes,
+        check=check,
+    )
 
 
 @router.get(

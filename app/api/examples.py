@@ -10,6 +10,7 @@ from typing import Any
 MODEL_ID = "mdl_01JD0000000000000000000000"
 DATASET_ID = "dst_01JD0000000000000000000000"
 REQUEST_ID = "req_01JD0000000000000000000000"
+UPLOAD_ID = "upl_01JD0000000000000000000000"
 
 DATASET: dict[str, Any] = {
     "digits": {
@@ -34,6 +35,19 @@ MODEL: dict[str, Any] = {
         },
     }
 }
+SOURCED_DATASET: dict[str, Any] = {
+    "upload": {"name": "digits", "source": {"type": "upload", "id": UPLOAD_ID}}
+}
+SOURCED_MODEL: dict[str, Any] = {
+    "upload": {
+        "name": "digits-linear",
+        "architecture": {"name": "linear", "in_features": 64, "num_classes": 10},
+        "preprocessing": {"scale": 0.0625},
+        "dataset": DATASET_ID,
+        "source": {"type": "upload", "id": UPLOAD_ID},
+    }
+}
+UPLOAD_COMPLETE: dict[str, Any] = {"without a digest": {}}
 UNLEARN_REQUESTS: dict[str, Any] = {
     "records": {
         "model": MODEL_ID,

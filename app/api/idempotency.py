@@ -81,6 +81,15 @@ class Once:
         with self.at_work(caller):
             return self.settle(caller, fingerprint, act)
 
+    def replay(self, caller: Caller, fingerprint: str) -> Response | None:
+        """Return the remembered answer, if this call was made before."""
+        if self.key is None:
+            return None
+        kept = keyed_hash("fingerprint", caller.tenant_id, fingerprint)
+        with transaction() as session:
+            stored = idempotency.remembered(session, caller, self.method, self.path, self.key, kept)
+            return None if stored is None else _replay(stored)
+
     def settle(self, caller: Caller, fingerprint: str, act: Act) -> Response:
         """Do as ``answer``, for a caller that already holds ``at_work``."""
         # A plain digest of a body with a guessable subject could be guessed as well.

@@ -19,6 +19,7 @@ DatasetId = Annotated[str, _in_path("dst", "dataset")]
 RequestId = Annotated[str, _in_path("req", "unlearn request")]
 JobId = Annotated[str, _in_path("job", "job")]
 KeyId = Annotated[str, _in_path("key", "API key")]
+UploadId = Annotated[str, _in_path("upl", "upload")]
 VersionRef = Annotated[
     str,
     Path(

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, WithJsonSchema
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from core import formats
 from core.data import Preprocessing
@@ -21,6 +20,7 @@ from ..store import models, tables
 from ..store.errors import (
     BadRequest,
     Conflict,
+    Gone,
     NotFound,
     TooLarge,
     Unacceptable,
@@ -29,16 +29,18 @@ from ..store.errors import (
 from ..store.keys import Caller
 from ..store.session import reading, settings
 from ..store.status import ModelStatus
-from . import examples, fit, limits, strict_json, versions
-from .adoption import ATTACHED, adopt
+from . import examples, fit, versions
+from .adoption import ATTACHED
+from .creation import Register, create
 from .deps import ReadSession, WriteSession, requires
 from .idempotency import Answer, OptionalOnce
 from .ids import ModelId
 from .listing import Pages, page_of
 from .problems import problems
 from .schema import uploads_of
-from .shapes import Links, Metadata, Name, Page, Sha256, Shape
-from .uploads import Upload, checksum_mismatch, receive
+from .shapes import Links, Metadata, Name, Page, Shape
+from .sources import Source, Sourced
+from .uploads import Upload
 from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
 
 router = APIRouter(tags=["models"])
@@ -62,8 +64,8 @@ Architecture = Annotated[
 ]
 
 
-class ModelCreate(Shape):
-    """What comes along with a checkpoint."""
+class ModelCreate(Sourced):
+    """What comes along with a checkpoint, or names where it lies."""
 
     name: Name
     architecture: Architecture
@@ -87,8 +89,15 @@ class ModelCreate(Shape):
         description="What the file is; found out if left out. `pytorch` is what `torch.save` "
         "writes of a state dict.",
     )
-    sha256: Sha256 | None = Field(None, description="Digest of the file; checked if given.")
+    importance: Source | None = Field(
+        None, description="Beside `source`: what the part `importance` would hold."
+    )
     metadata: Metadata = Field(default_factory=dict)
+
+    @classmethod
+    def source_fields(cls) -> tuple[str, ...]:
+        """Return the fields that may name a source; the file itself comes first."""
+        return ("source", IMPORTANCE)
 
 
 class ReferenceBank(Shape):
@@ -124,8 +133,14 @@ class Model(Shape):
     status_code=201,
     operation_id="create_model",
     response_model=Model,
-    responses=problems(BadRequest, NotFound, Conflict, TooLarge, Unsupported, Unacceptable),
-    openapi_extra=uploads_of("ModelCreate", HEADER, examples.MODEL, {IMPORTANCE: ABOUT_IMPORTANCE}),
+    responses=problems(BadRequest, NotFound, Conflict, Gone, TooLarge, Unsupported, Unacceptable),
+    openapi_extra=uploads_of(
+        "ModelCreate",
+        HEADER,
+        examples.MODEL,
+        {IMPORTANCE: ABOUT_IMPORTANCE},
+        sourced=examples.SOURCED_MODEL,
+    ),
 )
 async def create_model(
     caller: Annotated[Caller, requires("models:write")],
@@ -140,7 +155,8 @@ async def create_model(
     but tensors and plain values. Whole modules, TorchScript, `.pt2` and `torch.package` are not
     taken.
     Send `multipart/form-data` with the parts `file` and `metadata` (JSON), or the raw bytes with
-    the metadata as base64 in the header `X-Model-Metadata`, which is faster. Baseline findings are
+    the metadata as base64 in the header `X-Model-Metadata`, which is faster; or JSON alone, with
+    the `source` of the file. Baseline findings are
     measured in the background: read the model until its latest version is `ready`.
 
     Exactly one of the metadata's `dataset` and the part `importance` is needed, else the answer is
@@ -148,26 +164,24 @@ async def create_model(
     checked in the background; one that was made for other weights, or holds what cannot be true,
     rejects the version with `importance_mismatch` or `importance_invalid`.
     """
-    with once.at_work(caller), limits.upload(caller):
-        limit = settings().max_model_bytes
-        async with receive(
-            http_request, metadata_header=HEADER, limit=limit, attachment=IMPORTANCE
-        ) as upload:
-            body = strict_json.parse(upload.metadata, ModelCreate)
-            wanted = body.value
-            if wanted.sha256 and wanted.sha256[-64:] != upload.digest:
-                raise checksum_mismatch()
-            digests = [each.digest for each in (upload, upload.attached) if each is not None]
-            fingerprint = strict_json.digest_of([body.fingerprint, *digests])
-            kind = await run_in_threadpool(fit.kind, upload.path, wanted.format or upload.kind)
-            architecture, size = await run_in_threadpool(
-                fit.check, upload.path, wanted.architecture
-            )
 
-            def register(session: Session, blob: str) -> Answer:
-                return _create(session, caller, wanted, architecture, size, upload, blob, kind)
+    def check(wanted: ModelCreate, upload: Upload) -> Register:
+        kind = fit.kind(upload.path, wanted.format or upload.kind)
+        architecture, size = fit.check(upload.path, wanted.architecture)
+        return lambda session, blob: _create(
+            session, caller, wanted, architecture, size, upload, blob, kind
+        )
 
-            return await run_in_threadpool(adopt, upload, caller, once, fingerprint, register)
+    return await create(
+        http_request,
+        caller,
+        once,
+        shape=ModelCreate,
+        header=HEADER,
+        limit=settings().max_model_bytes,
+        check=check,
+        attachment=IMPORTANCE,
+    )
 
 
 @router.get(

@@ -36,14 +36,17 @@ def uploads_of(
     header: str,
     examples: dict[str, Any],
     optional: Mapping[str, str] | None = None,
+    *,
+    sourced: dict[str, Any],
 ) -> dict[str, Any]:
-    """Document an upload: multipart, or raw bytes with its metadata in ``header``.
+    """Document an upload: multipart, raw bytes with metadata in ``header``, or JSON alone.
 
     Args:
         shape: of the metadata.
         header: carries the metadata of raw bytes.
         examples: metadata by name.
         optional: further files of a multipart body -> what they are.
+        sourced: metadata by name that says where the file lies.
     """
     reference = {"$ref": COMPONENTS.format(model=shape)}
     files = {
@@ -66,6 +69,10 @@ def uploads_of(
             for name, value in examples.items()
         },
     }
+    alone = {
+        "schema": reference,
+        "examples": {name: {"value": value} for name, value in sourced.items()},
+    }
     raw = {"schema": {"type": "string", "format": "binary"}}
     parameters = [
         _header(header, "Metadata as base64 of JSON; required with a raw body."),
@@ -75,7 +82,11 @@ def uploads_of(
         "parameters": parameters,
         "requestBody": {
             "required": True,
-            "content": {"multipart/form-data": multipart, "application/octet-stream": raw},
+            "content": {
+                "multipart/form-data": multipart,
+                "application/octet-stream": raw,
+                "application/json": alone,
+            },
         },
     }
 

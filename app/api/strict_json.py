@@ -14,6 +14,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from ..store.errors import BadRequest, TooLarge, Unacceptable, Unsupported
+from .pace import paced
 from .validation import refusal
 
 MAX_BYTES = 2**20
@@ -99,10 +100,12 @@ async def read_bytes(http_request: Request, limit: int = MAX_BYTES) -> bytes:
     """Read at most ``limit`` bytes; refuse more before reading where the length is announced."""
     refuse_announced(http_request, limit)
     raw = bytearray()
-    async for chunk in http_request.stream():
-        raw += chunk
-        if len(raw) > limit:
-            raise TooLarge(detail=f"The body is limited to {limit} bytes.")
+    async with paced() as took:
+        async for chunk in http_request.stream():
+            took(len(chunk))
+            raw += chunk
+            if len(raw) > limit:
+                raise TooLarge(detail=f"The body is limited to {limit} bytes.")
     return bytes(raw)
 
 

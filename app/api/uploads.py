@@ -16,14 +16,22 @@ from pathlib import Path
 from fastapi import Request
 
 from ..store.blobs import blobs
-from ..store.errors import BadRequest, TooLarge, Unacceptable, Unsupported
+from ..store.errors import BadRequest, ServiceError, TooLarge, Unacceptable, Unsupported
 from .multipart import Parts
+from .pace import paced
 from .sink import Sink
 from .strict_json import MAX_BYTES, check_encoding, refuse_announced
 
 DIGEST_HEADERS = ("repr-digest", "content-digest")
 MULTIPART_MARGIN = MAX_BYTES + 64 * 1024
 """What a multipart body may hold beside its file: metadata, boundaries and part headers."""
+
+
+class LengthRequired(ServiceError):
+    """A whole file needs a ``Content-Length``."""
+
+    status = 411
+    default_code = "length_required"
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ async def receive(
         ServiceError: for everything that is wrong with the transport or the digests.
     """
     check_encoding(http_request)
+    if "content-length" not in http_request.headers:
+        raise LengthRequired(detail="Say how long the body is, or use POST /uploads.")
     folder = await asyncio.to_thread(blobs().scratch)
     try:
         sink = Sink(folder / "upload", limit)
@@ -79,8 +89,8 @@ async def receive(
                 yield await _raw(http_request, sink, metadata_header, limit)
             else:
                 raise Unsupported(
-                    detail="Send multipart/form-data, or application/octet-stream with the "
-                    f"header {metadata_header}."
+                    detail="Send multipart/form-data, application/octet-stream with the header "
+                    f"{metadata_header}, or application/json with the source of the file."
                 )
         finally:
             for each in (sink, *more.values()):
@@ -96,27 +106,29 @@ async def _multipart(
     refuse_announced(http_request, most)
     optional = {name: each.feed for name, each in more.items()}
     parts = Parts(http_request.headers["content-type"], sink.feed, optional)
-    whole = _expected(dict(http_request.headers))
+    whole = announced_digests(dict(http_request.headers))
     hasher = hashlib.sha256()
     received = 0
-    async for chunk in http_request.stream():
-        received += len(chunk)
-        if received > most:
-            raise TooLarge(detail=f"The file is limited to {limit} bytes.")
-        if whole:
-            hasher.update(chunk)
-        parts.feed(chunk)
-        for each in (sink, *more.values()):
-            await each.drain()
+    async with paced() as took:
+        async for chunk in http_request.stream():
+            took(len(chunk))
+            received += len(chunk)
+            if received > most:
+                raise TooLarge(detail=f"The file is limited to {limit} bytes.")
+            if whole:
+                hasher.update(chunk)
+            parts.feed(chunk)
+            for each in (sink, *more.values()):
+                await each.drain()
     parts.finish()
     digest = await sink.finish()
     _compare(whole, hasher.hexdigest())
-    _compare(_expected(parts.headers["file"]), digest)
+    _compare(announced_digests(parts.headers["file"]), digest)
     attached = None
     for name, each in more.items():
         if name in parts.headers:
             attached = Attachment(each.path, await each.finish())
-            _compare(_expected(parts.headers[name]), attached.digest)
+            _compare(announced_digests(parts.headers[name]), attached.digest)
     kind = "safetensors" if parts.filename.endswith(".safetensors") else None
     return Upload(sink.path, sink.size, digest, bytes(parts.metadata), attached, kind)
 
@@ -124,11 +136,13 @@ async def _multipart(
 async def _raw(http_request: Request, sink: Sink, metadata_header: str, limit: int) -> Upload:
     refuse_announced(http_request, limit)
     metadata = _decoded(http_request.headers.get(metadata_header), metadata_header)
-    async for chunk in http_request.stream():
-        sink.feed(chunk)
-        await sink.drain()
+    async with paced() as took:
+        async for chunk in http_request.stream():
+            took(len(chunk))
+            sink.feed(chunk)
+            await sink.drain()
     digest = await sink.finish()
-    _compare(_expected(dict(http_request.headers)), digest)
+    _compare(announced_digests(dict(http_request.headers)), digest)
     return Upload(sink.path, sink.size, digest, metadata)
 
 
@@ -141,7 +155,7 @@ def _decoded(value: str | None, name: str) -> bytes:
         raise BadRequest("malformed_metadata_header", f"{name} is not base64.") from None
 
 
-def _expected(headers: dict[str, str]) -> list[str]:
+def announced_digests(headers: dict[str, str]) -> list[str]:
     """Return the SHA-256 digests in hex that RFC 9530 headers announce."""
     found = []
     for name in DIGEST_HEADERS:

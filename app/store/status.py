@@ -16,6 +16,9 @@ VersionStatus = Literal["validating", "ready", "rejected", "withdrawn"]
 VersionRole = Literal["chain", "oracle"]
 DatasetStatus = Literal["validating", "ready", "rejected", "deleted"]
 ModelStatus = Literal["active", "deleted"]
+UploadStatus = Literal[
+    "created", "receiving", "received", "verified", "failed", "expired", "aborted"
+]
 
 NEEDS: dict[str, Need] = {
     "ingest": "cpu",
@@ -29,6 +32,9 @@ NEEDS: dict[str, Need] = {
 
 EVIDENCE_KINDS = ("audit", "oracle", "bank")
 """Jobs that change no model and serve no request: they gather evidence."""
+
+UPLOAD_OPEN = ("created", "receiving", "received", "verified")
+"""States of uploads that have bytes, or will."""
 
 JOB_TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 REQUEST_TERMINAL: frozenset[str] = frozenset({"completed", "cancelled"})

@@ -433,6 +433,39 @@ class AuditReport(Base):
     created_at: Mapped[datetime] = mapped_column(default=_now)
 
 
+class Upload(Base):
+    """A file that arrives in pieces, until a model or a dataset takes it."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"]),
+        CheckConstraint(f"status in ({status.values(status.UploadStatus)})", name="status"),
+        CheckConstraint("received_bytes between 0 and size_bytes", name="received_bytes"),
+        Index(None, "status", "touched_at"),
+        Index(None, "tenant_id", "status"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(String(16), default="created")
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    """As announced when it was created."""
+    received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Never more than would survive a power cut."""
+    announced_digest: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 in hex that the bytes must have."""
+    digest: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 in hex of the bytes, once all are there."""
+    upload_metadata: Mapped[str | None] = mapped_column(String(4096))
+    """The client's own words, given back as they came; None once it ended."""
+    failure: Mapped[Document | None]
+    """``{"code", "detail"}`` when failed."""
+    used_by: Mapped[str | None]
+    """Id of what took the bytes."""
+    created_at: Mapped[datetime] = mapped_column(default=_now)
+    touched_at: Mapped[datetime] = mapped_column(default=_now)
+
+
 class IdempotencyKey(Base):
     """The remembered answer of a POST, written in the transaction of what it created."""
 

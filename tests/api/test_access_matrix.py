@@ -46,6 +46,18 @@ BODIES: dict[str, dict[str, Any]] = {
     "train_oracle": {"json": {}},
     "train_reference_bank": {"json": {}},
 }
+TUS = {"Tus-Resumable": "1.0.0"}
+BODIES |= {
+    "describe_uploads": {},
+    "create_upload": {"headers": TUS | {"Upload-Length": "1"}},
+    "get_upload_offset": {"headers": TUS},
+    "append_to_upload": {
+        "headers": TUS | {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"},
+        "content": b"x",
+    },
+    "abort_upload": {"headers": TUS},
+    "complete_upload": {},
+}
 RANDOM = "01JD0000000000000000000000"
 PREFIXES = {
     "model_id": "mdl",
@@ -53,6 +65,7 @@ PREFIXES = {
     "request_id": "req",
     "job_id": "job",
     "key_id": "key",
+    "upload_id": "upl",
 }
 
 
@@ -77,6 +90,7 @@ def ids_of(tenant: Tenant) -> dict[str, str]:
         "request_id": request["id"],
         "job_id": request["job_id"],
         "key_id": key,
+        "upload_id": tenant.finished_upload(b"x"),
     }
 
 

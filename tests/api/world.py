@@ -81,6 +81,17 @@ class Tenant:
             headers={k.replace("_", "-"): v for k, v in headers.items()},
         )
 
+    def finished_upload(self, content: bytes) -> str:
+        """Upload a file for later; return the id of the upload."""
+        headers = {
+            "Tus-Resumable": "1.0.0",
+            "Upload-Length": str(len(content)),
+            "Content-Type": "application/offset+octet-stream",
+        }
+        answer = self.call("POST", "/uploads", content=content, headers=headers)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
     def dataset(self, content: bytes | None = None, **metadata: Any) -> str:
         """Upload a dataset that is not checked yet."""
         answer = self.upload(

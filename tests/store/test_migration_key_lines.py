@@ -20,7 +20,7 @@ def _config() -> Config:
 def test_keys_outlive_the_way_down_and_up(store: World) -> None:
     with transaction() as session:
         key, secret = keys.create(session, store.tenant, "ci", keys.SCOPES, None)
-    command.downgrade(_config(), "0003")
+    command.downgrade(_config(), "0006")
     command.upgrade(_config(), "head")
     with reading() as session:
         found = session.get_one(tables.ApiKey, (store.tenant, key.id))
@@ -33,4 +33,4 @@ def test_no_way_down_with_a_bound_key(store: World) -> None:
     with transaction() as session:
         keys.create(session, store.tenant, "ci", keys.SCOPES, None, networks=["10.0.0.0/8"])
     with pytest.raises(RuntimeError, match="good everywhere"):
-        command.downgrade(_config(), "0003")
+        command.downgrade(_config(), "0006")
