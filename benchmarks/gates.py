@@ -169,7 +169,7 @@ def _short(rung: Rung) -> dict[str, Any]:
         "audit_seconds": rung.audit_seconds,
         "forget_accuracy": found.get(("accuracy", "forget")),
         "auc": found.get(("auc_margin", "forget")),
-        "gates": {gate.name: [gate.verdict, gate.value] for gate in rung.gates},
+        "gates": {gate.name: [gate.verdict, gate.value, gate.power] for gate in rung.gates},
         "trials": len(rung.tried),
     }
 
