@@ -102,7 +102,7 @@ def _retraining(situation: Situation) -> float | None:
 
 
 def _cycle(situation: Situation) -> float:
-    epochs = 5.0 if situation.epochs is None else max(1.0, situation.epochs / 5)
+    epochs = 5.0 if situation.epochs is None else max(1.0, situation.epochs / 3)
     return epochs * (1 - situation.share)
 
 
@@ -139,12 +139,12 @@ METHODS: dict[str, Method] = {
     "bad_teacher": Method(needs=_RETAIN, cost=_both(2)),
     "msg": Method(needs=_RETAIN, cost=_retained(5)),
     "unsir": Method(needs=("retain", "class", "images"), cost=_both(2)),
-    "eupmu": Method(needs=_RETAIN, cost=_forgotten(15)),
-    "ungrad": Method(needs=_RETAIN, cost=_forgotten(10)),
-    "linear_weighting": Method(needs=_RETAIN, cost=_forgotten(10)),
-    "pcgrad": Method(needs=_RETAIN, cost=_forgotten(10)),
-    "famo": Method(needs=_RETAIN, cost=_forgotten(15)),
-    "munba": Method(needs=_RETAIN, cost=_forgotten(10)),
+    "eupmu": Method(needs=_RETAIN, cost=_both(12)),
+    "ungrad": Method(needs=_RETAIN, cost=_both(10)),
+    "linear_weighting": Method(needs=_RETAIN, cost=_both(10)),
+    "pcgrad": Method(needs=_RETAIN, cost=_both(10)),
+    "famo": Method(needs=_RETAIN, cost=_both(12)),
+    "munba": Method(needs=_RETAIN, cost=_both(10)),
     # curvature
     "fisher_forgetting": Method(needs=_RETAIN, cost=_retained(1)),
     "influence": Method(needs=_RETAIN, cost=_both(3)),

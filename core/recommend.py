@@ -10,6 +10,7 @@ al., arXiv:2410.01276; and what each pick's own paper claims.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,10 @@ from .situation import LARGE_SHARE, MANY_EARLIER, SMALL_REQUEST, Situation
 
 MOST_APPROXIMATE = 3
 """Approximate rungs of a ladder."""
+
+MOST_SPENT = 0.5
+"""Share of a retraining that approximate rungs ahead of it may cost together; the first one is
+tried whatever it costs."""
 
 FEW_RECORDS = 50
 
@@ -73,7 +78,7 @@ class Rule:
 
 
 CYCLE = {"fine_tune": {"schedule": "one_cycle"}}
-CYCLE_WHY = "a high peak of the rate shakes out what was memorised, at a fifth of a retraining"
+CYCLE_WHY = "a high peak of the rate shakes out what was memorised, at a third of a retraining"
 
 RULES = (
     Rule(
@@ -169,8 +174,8 @@ RULES = (
         "a whole class",
         lambda s: s.selector == "class",
         picks={
-            "ssd": "a class has weights of its own; one pass over its records",
             "fine_tune": CYCLE_WHY,
+            "ssd": "a class has weights of its own; one pass over its records",
             "eupmu": "keeps the utility while it forgets",
             "l1_sparse": "a sparse network forgets a class with little loss",
             "random_label": "moves the class's records to the other classes",
@@ -266,13 +271,30 @@ def _ranked(
 def _cut(situation: Situation, ranked: list[Candidate]) -> list[Candidate]:
     """Return the ladder: exact routes where the policy and the situation want them."""
     exact = [candidate for candidate in ranked if candidate.exact]
-    approximate = [candidate for candidate in ranked if not candidate.exact][:MOST_APPROXIMATE]
+    approximate = [candidate for candidate in ranked if not candidate.exact]
     if first := _why_exact_first(situation):
         said = [c.model_copy(update={"reason": f"{first}; {c.reason}"}) for c in exact]
-        rungs = [*said, *approximate]
+        rungs = [*said, *approximate[:MOST_APPROXIMATE]]
+    elif situation.purpose == "poison_removal":  # retraining would keep what is not known
+        rungs = [*approximate[:MOST_APPROXIMATE], *exact]
     else:
-        rungs = [*approximate, *exact]
+        rungs = [*_affordable(approximate, exact), *exact]
     return rungs[:1] if situation.policy == "fast" else rungs
+
+
+def _affordable(ranked: list[Candidate], exact: list[Candidate]) -> list[Candidate]:
+    """Return the rungs to try, best first: one that costs too much gives way to the next.
+
+    Where a cost is not known, nothing is held against it.
+    """
+    limit = MOST_SPENT * min((c.passes for c in exact if c.passes is not None), default=math.inf)
+    chosen, spent = ranked[:1], sum(c.passes or 0.0 for c in ranked[:1])
+    for candidate in ranked[1:]:
+        cost = candidate.passes or 0.0
+        if len(chosen) < MOST_APPROXIMATE and spent + cost <= limit:
+            chosen.append(candidate)
+            spent += cost
+    return chosen
 
 
 def _why_exact_first(situation: Situation) -> str | None:
@@ -316,7 +338,10 @@ def _before(rule: Rule, rules: Iterable[Rule]) -> list[Rule]:
 def _outranked(situation: Situation) -> str:
     if situation.policy == "fast":
         return "the fast policy takes the first rung alone"
-    return f"at most {MOST_APPROXIMATE} approximate rungs are tried, and others rank higher"
+    return (
+        f"at most {MOST_APPROXIMATE} approximate rungs are tried, for at most "
+        f"{100 * MOST_SPENT:g} % of a retraining, and others rank higher"
+    )
 
 
 def _candidate(

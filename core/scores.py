@@ -12,6 +12,7 @@ from .determinism import generator
 from .device import full_precision
 from .errors import MissingEvidence
 from .intervals import effective_size
+from .smallmaps import dense_small_maps
 
 
 @torch.inference_mode()
@@ -23,7 +24,7 @@ def gather(model: nn.Module, records: Records, *, batch_size: int, device: torch
     modes = {module: module.training for module in model.modules()}
     model.to(device).eval()
     try:
-        with full_precision():
+        with full_precision(), dense_small_maps(model):
             parts = [model(x).float().cpu() for x, _ in records.batches(batch_size, device)]
     finally:
         for module, mode in modes.items():

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from torch import nn
 
 from .. import batchnorm
+from ..data import Augmentation
 from ..problem import Problem
 from ..recipe import SGD, Constant, OneCycle, Recipe
 from ..training import ExtraLoss, fit
@@ -23,6 +24,7 @@ def tune(
     epochs: int,
     lr: float,
     cycle: bool = False,
+    augment: tuple[Augmentation, ...] | None = None,
     extra_loss: ExtraLoss | None = None,
     after_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
@@ -33,6 +35,7 @@ def tune(
         epochs: passes over the retain set.
         lr: rate of SGD with momentum 0.9; constant, or the peak of a cycle.
         cycle: up to the peak and down to almost nothing, in batches of the recipe's size.
+        augment: random changes of the images; None takes the recipe's.
         extra_loss: as for ``core.training.fit``.
         after_step: as for ``core.training.fit``; called once pruned weights are zero again.
 
@@ -46,7 +49,7 @@ def tune(
         model = fit(
             problem.model,
             retain,
-            _recipe(problem, epochs, lr, cycle=cycle),
+            _recipe(problem, epochs, lr, cycle=cycle, augment=augment),
             seed=problem.seed,
             device=problem.device,
             extra_loss=extra_loss,
@@ -59,9 +62,18 @@ def tune(
     return model
 
 
-def _recipe(problem: Problem, epochs: int, lr: float, *, cycle: bool) -> Recipe:
-    """Keep weight decay, augmentation and precision of the parent's recipe where it is known."""
+def _recipe(
+    problem: Problem,
+    epochs: int,
+    lr: float,
+    *,
+    cycle: bool,
+    augment: tuple[Augmentation, ...] | None,
+) -> Recipe:
+    """Keep what else the parent's recipe says, where it is known."""
     known = problem.recipe
+    if augment is None:
+        augment = known.augment if known is not None else ()
     return Recipe(
         epochs=epochs,
         batch_size=known.batch_size if cycle and known is not None else problem.batch_size,
@@ -73,6 +85,7 @@ def _recipe(problem: Problem, epochs: int, lr: float, *, cycle: bool) -> Recipe:
             else 0.0,
         ),
         schedule=OneCycle() if cycle else Constant(),
-        augment=known.augment if known is not None else (),
+        augment=augment,
         precision=known.precision if known is not None else "fp32",
+        label_smoothing=known.label_smoothing if known is not None else 0.0,
     )

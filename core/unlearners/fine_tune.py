@@ -5,8 +5,9 @@ Source: the baseline FT of Jia et al., NeurIPS 2023, arXiv:2304.04934; step size
 Differs: batch norm's running statistics are measured anew on retained records afterwards (unless
     the policy says otherwise), because momentum averages still hold the forget set.
     ``schedule: one_cycle`` raises the rate to ``lr`` and lets it fall to almost nothing: a peak
-    several times that of the training shakes out what was learned by heart, which a small
-    constant rate leaves where it is, and the fall brings the accuracy back.
+    above that of the training shakes out what was learned by heart, which a small constant rate
+    leaves where it is, and the fall brings the accuracy back. Images are cropped and flipped
+    meanwhile, because relearning them as they were costs accuracy that never comes back.
 Cost: ``epochs`` forward and backward passes over the retain set; momentum, one copy of the model.
 Promise: approximate. The forget set fades only as far as the retain set overwrites it.
 """
@@ -18,6 +19,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from ..data import Augmentation
 from ..problem import Problem
 from ..recipe import SGD
 from ._registry import Need, UnlearnerOptions, unlearners
@@ -25,10 +27,11 @@ from ._tuning import tune
 
 EPOCHS = 5
 LR = 0.02
-CYCLE_PEAK = 0.5
-CYCLE_SHARE = 0.2
-CYCLE_RISE = {"records": 5.0, "class": 7.0}
-"""Peak over the recipe's rate. A class is judged on few records and has to be gone entirely."""
+CYCLE_PEAK = 0.2
+CYCLE_SHARE = 1 / 3
+CYCLE_RISE = 2.0
+"""Peak over the recipe's rate."""
+CYCLE_AUGMENT: tuple[Augmentation, ...] = ("crop", "flip")
 
 
 class FineTuneConfig(UnlearnerOptions):
@@ -42,7 +45,7 @@ class FineTuneConfig(UnlearnerOptions):
         None,
         ge=1,
         le=100,
-        description="Passes over the retain set. Left out: 5, or a fifth of the recipe's for a "
+        description="Passes over the retain set. Left out: 5, or a third of the recipe's for a "
         "cycle.",
     )
     lr: float | None = Field(
@@ -50,7 +53,13 @@ class FineTuneConfig(UnlearnerOptions):
         gt=0,
         le=1,
         description="Learning rate of SGD with momentum 0.9; the peak of a cycle. Left out: 0.02, "
-        "or five times the recipe's for a cycle, seven times for a class.",
+        "or twice the recipe's for a cycle.",
+    )
+    augment: tuple[Augmentation, ...] | None = Field(
+        None,
+        max_length=2,
+        description="Random changes of images. Left out: the recipe's, or crop and flip for a "
+        "cycle; [] suits images whose mirror image means something else.",
     )
 
     needs: ClassVar[tuple[Need, ...]] = ("retain",)
@@ -64,10 +73,13 @@ def fine_tune(problem: Problem, config: FineTuneConfig) -> nn.Module:
     Raises:
         MissingEvidence: without a retain set.
     """
-    epochs, lr = config.epochs or EPOCHS, config.lr or LR
-    if config.schedule == "one_cycle":
+    epochs, lr, augment = config.epochs or EPOCHS, config.lr or LR, config.augment
+    is_cycle = config.schedule == "one_cycle"
+    if is_cycle:
         epochs, lr = _cycle(problem, config)
-    return tune(problem, epochs=epochs, lr=lr, cycle=config.schedule == "one_cycle")
+        if augment is None and problem.forget.images.ndim == 4:
+            augment = CYCLE_AUGMENT
+    return tune(problem, epochs=epochs, lr=lr, cycle=is_cycle, augment=augment)
 
 
 def _cycle(problem: Problem, config: FineTuneConfig) -> tuple[int, float]:
@@ -76,5 +88,5 @@ def _cycle(problem: Problem, config: FineTuneConfig) -> tuple[int, float]:
     if known is not None:
         epochs = max(1, round(CYCLE_SHARE * known.epochs))
         if isinstance(known.optimizer, SGD):
-            peak = min(1.0, CYCLE_RISE[problem.selector] * known.optimizer.lr)
+            peak = min(1.0, CYCLE_RISE * known.optimizer.lr)
     return config.epochs or epochs, config.lr or peak

@@ -24,7 +24,7 @@ FEW = {"fine_tune", "random_label", "retrain", "ssd"}
     ("changes", "expected"),
     [
         ({}, ["fine_tune", "random_label", "retrain"]),
-        ({"selector": "class"}, ["ssd", "fine_tune", "random_label", "retrain"]),
+        ({"selector": "class"}, ["fine_tune", "ssd", "random_label", "retrain"]),
         ({"num_forget": 199}, ["retrain", "fine_tune", "random_label"]),
         ({"num_forget": 199, "has_recipe": False}, ["fine_tune", "random_label"]),
         ({"has_holdout": False}, ["retrain"]),

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from core import weights
 from core.measures import margin, membership_auc
+from core.recipe import SGD, Recipe
 from core.scores import gather
 from core.unlearners.fine_tune import FineTuneConfig, fine_tune
 from tests.core import cases
-from tests.worlds import CPU, accuracy, trained
+from tests.worlds import CPU, accuracy, digits_world, trained
 
 
 def test_it_forgets_in_the_direction_of_the_oracle():
@@ -72,3 +74,43 @@ def test_a_cycle_with_a_high_peak_forgets_what_a_small_rate_keeps():
     oracle = told_apart(cases.oracle(world, chosen))
     assert told_apart(cycle) - oracle < 0.85 * (told_apart(constant) - oracle)
     assert accuracy(trained(world), world.holdout) - accuracy(cycle, world.holdout) < 0.03
+
+
+def test_a_cycle_crops_and_flips_images_unless_told_otherwise():
+    digits = digits_world(num_records=200, epochs=1)
+
+    def weights_of(**options):
+        given = cases.problem(digits, cases.first(digits, 20))
+        return weights.digest(fine_tune(given, FineTuneConfig(epochs=1, **options)))
+
+    cycle = partial(weights_of, schedule="one_cycle")
+    assert cycle() == cycle(augment=("crop", "flip"))
+    assert len({cycle(), cycle(augment=("crop",)), cycle(augment=())}) == 3
+    assert weights_of() == weights_of(augment=digits.recipe.augment)
+
+
+@pytest.mark.parametrize("selector", ["records", "class"])
+def test_length_and_peak_of_a_cycle_come_from_the_recipe(selector):
+    world = cases.small_world()
+    recipe = Recipe(epochs=12, batch_size=32, optimizer=SGD(lr=0.1), label_smoothing=0.1)
+
+    def weights_of(**options):
+        forget = world.train.labels == 0
+        given = cases.problem(world, forget, selector=selector, recipe=recipe)
+        config = FineTuneConfig(schedule="one_cycle", **options)
+        return weights.digest(fine_tune(given, config))
+
+    assert weights_of() == weights_of(epochs=4, lr=0.2)
+    assert weights_of() != weights_of(epochs=3)
+    assert weights_of() != weights_of(lr=0.18)
+
+
+def test_labels_stay_as_smooth_as_the_recipe_has_them():
+    world = cases.small_world()
+
+    def weights_of(smoothing):
+        recipe = world.recipe.model_copy(update={"label_smoothing": smoothing})
+        given = cases.problem(world, cases.first(world, 20), recipe=recipe)
+        return weights.digest(fine_tune(given, FineTuneConfig(epochs=1)))
+
+    assert weights_of(0.1) != weights_of(0.0)
