@@ -1,9 +1,11 @@
-"""One raw upload against the same machine's copy-and-hash rate, and what it costs in memory.
+"""Raw and resumable uploads against the same machine's copy-and-hash rate, memory, and kills.
 
 The API runs alone, because the file only looks like parquet: the runner would refuse it later.
 The client is a process of its own that sends the file with ``sendfile``. Copy-and-hash reads the
 same file in chunks of 1 MiB, hashes and writes them, and flushes at the end, as the API does.
-Rounds alternate. Everything is removed afterwards.
+Rounds alternate. A resumable upload is one PATCH; three of them at once are counted together. For
+the kills the API is killed with SIGKILL in the middle of a PATCH and started again, twice; what had
+to be sent again is what the ledger did not hold. Everything is removed afterwards.
 
     python -m benchmarks.uploads [--mib 1024]
 """
@@ -19,16 +21,20 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
 
+from app.api.appending import CHECKPOINT_BYTES
 from benchmarks.hardware import parser
 from benchmarks.launch import Place, Running, api_alone, embedded
 from benchmarks.tables import Row, median, write
 
 ROUNDS = 3
+PARALLEL = 3
+KILLS = 2
 MIB = 2**20
 MAGIC = b"PAR1"
 ALLOWED_GROWTH = 64 * MIB
@@ -42,6 +48,7 @@ def main() -> None:
     copying: list[float] = []
     sending: list[float] = []
     growth: dict[str, int] = {}
+    pieces: dict[int, list[float]] = {1: [], PARALLEL: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         place = Place(folder / "service")
@@ -57,19 +64,33 @@ def main() -> None:
                 seconds, grown = _grown(running, large)
             sending.append(seconds)
             growth[f"{options.mib} MiB"] = max(growth.get(f"{options.mib} MiB", 0), grown)
+            for streams, found in pieces.items():
+                with api_alone(place) as running:
+                    seconds, grown = _resumable(running, large, streams)
+                found.append(seconds)
+                name = f"{streams} x {options.mib} MiB resumable"
+                growth[name] = max(growth.get(name, 0), grown)
+        again = _killed(place, large)
     write(
         "uploads",
-        f"One raw upload of {options.mib} MiB",
+        f"Uploads of {options.mib} MiB",
         "python -m benchmarks.uploads",
         [
             "POST /datasets with `Content-Type: application/octet-stream` over loopback, until "
             "the 201; compared with reading, hashing, writing and flushing the same file in one "
-            f"thread. {ROUNDS} alternating rounds, medians. Growth is the most that the API "
-            "process had resident during the upload less what it had before, each time in a "
-            "fresh process.",
+            "thread. Resumable: POST /uploads and one PATCH, until its 204. "
+            f"{ROUNDS} alternating rounds, medians. Growth is the most that the API process had "
+            "resident during the upload less what it had before, each time in a fresh process.",
         ],
-        _rows(options.mib, copying, sending, growth),
-        {"copy_seconds": copying, "upload_seconds": sending, "growth_bytes": growth},
+        _rows(options.mib, copying, sending, growth)
+        + _resumable_rows(options.mib, copying, pieces, again),
+        {
+            "copy_seconds": copying,
+            "upload_seconds": sending,
+            "resumable_seconds": {str(streams): found for streams, found in pieces.items()},
+            "sent_again_bytes": again,
+            "growth_bytes": growth,
+        },
     )
 
 
@@ -129,8 +150,139 @@ def _copy_and_hash(source: Path, target: Path) -> float:
     return seconds
 
 
+def _resumable_rows(
+    mib: int, copying: list[float], pieces: dict[int, list[float]], again: list[int]
+) -> list[Row]:
+    rows = []
+    for streams, found in pieces.items():
+        rate = streams * mib * MIB / 1e6 / median(found)
+        share = median([streams * a / b for a, b in zip(copying, found, strict=True)])
+        asked, met = (">= 200 MB/s or 80 %", rate >= 200 or share >= 0.8)
+        rows.append(
+            Row(
+                f"{streams} resumable at once",
+                f"{rate:.0f} MB/s together, {100 * share:.0f} % of copy and hash",
+                asked if streams == 1 else "",
+                met if streams == 1 else None,
+            )
+        )
+    shown = ", ".join(f"{count / MIB:.1f} MiB" for count in again)
+    most = 2 * CHECKPOINT_BYTES
+    rows.append(
+        Row(
+            f"sent again after each of {len(again)} kills; the digest is right",
+            shown,
+            f"<= {most / MIB:.0f} MiB",
+            all(count <= most for count in again),
+        )
+    )
+    return rows
+
+
+def _resumable(running: Running, file: Path, streams: int) -> tuple[float, int]:
+    """Upload as so many uploads at once; return seconds and growth, then delete them."""
+    made = [_begin(running, file) for _ in range(streams)]
+    spans: list[tuple[float, float]] = []
+
+    def send(pool: ProcessPoolExecutor) -> None:
+        port, key = running.port, running.service.key
+        sent = [pool.submit(_patch, port, key, path, file, 0, None) for path in made]
+        spans.extend(each.result() for each in sent)
+
+    grown = _watched(running, streams, send)
+    # One clock for all processes of the machine.
+    seconds = max(end for _, end in spans) - min(start for start, _ in spans)
+    for path in made:
+        headers = {"Tus-Resumable": "1.0.0"}
+        running.service.http.delete(path, headers=headers).raise_for_status()
+    return seconds, grown
+
+
+def _killed(place: Place, file: Path) -> list[int]:
+    """Kill the API in the middle of an upload, and go on; return what had to be sent again."""
+    size = file.stat().st_size
+    again: list[int] = []
+    path, reached = "", 0
+    for number in range(KILLS + 1):
+        with api_alone(place) as running:
+            path = path or _begin(running, file)
+            answer = running.service.http.head(path, headers={"Tus-Resumable": "1.0.0"})
+            offset = int(answer.headers["upload-offset"])
+            if number:
+                again.append(reached - offset)
+            reached = size * (number + 1) // (KILLS + 1)
+            stop_at = None if number == KILLS else reached
+            _patch(running.port, running.service.key, path, file, offset, stop_at)
+            if stop_at is not None:
+                running.process.kill()
+                running.process.wait()
+                continue
+            with file.open("rb") as reading:
+                digest = hashlib.file_digest(reading, "sha256").hexdigest()
+            found = running.service.http.get(path).json()
+            if found["digest"] != f"sha256:{digest}":
+                raise RuntimeError(str(found))
+            running.service.http.delete(path, headers={"Tus-Resumable": "1.0.0"})
+    return again
+
+
+def _begin(running: Running, file: Path) -> str:
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(file.stat().st_size)}
+    answer = running.service.http.post("/uploads", headers=headers)
+    answer.raise_for_status()
+    return str(answer.headers["location"])
+
+
+def _patch(
+    port: int, key: str, path: str, file: Path, offset: int, stop_at: int | None
+) -> tuple[float, float]:
+    """Send the rest of the file; return when it began and ended.
+
+    With ``stop_at`` only the bytes before it are sent, and the call is left unfinished.
+    """
+    start = time.perf_counter()
+    size = file.stat().st_size
+    head = (
+        f"PATCH {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"Authorization: Bearer {key}\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: {offset}\r\n"
+        "Content-Type: application/offset+octet-stream\r\n"
+        f"Content-Length: {size - offset}\r\n\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", port))
+    with file.open("rb") as body:
+        connection.sendall(head.encode())
+        connection.sendfile(body, offset, (stop_at or size) - offset)
+    if stop_at is not None:
+        _unfinished.append(connection)
+        return start, time.perf_counter()
+    with connection:
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    if b" 204 " not in answer.split(b"\r\n", 1)[0]:
+        raise RuntimeError(answer.decode(errors="replace"))
+    return start, time.perf_counter()
+
+
+_unfinished: list[socket.socket] = []
+"""Kept open, so that the service sees a call that goes on until it is killed."""
+
+
 def _grown(running: Running, file: Path) -> tuple[float, int]:
     """Upload once; return seconds and the growth of resident memory, then delete the dataset."""
+    sent: list[tuple[float, str]] = []
+
+    def send(pool: ProcessPoolExecutor) -> None:
+        sent.append(pool.submit(_send, running.port, running.service.key, file).result())
+
+    grown = _watched(running, 1, send)
+    seconds, created = sent[0]
+    running.service.http.delete(f"/datasets/{created}").raise_for_status()
+    return seconds, grown
+
+
+def _watched(running: Running, processes: int, send: Callable[[ProcessPoolExecutor], None]) -> int:
+    """Run ``send``; return the growth of the API's resident memory."""
     process = psutil.Process(running.process.pid)
     before = process.memory_info().rss
     done = threading.Event()
@@ -144,13 +296,15 @@ def _grown(running: Running, file: Path) -> tuple[float, int]:
     watcher.start()
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            seconds, created = pool.submit(_send, running.port, running.service.key, file).result()
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            # Started before anything is sent: a process imports for seconds.
+            for ready in [pool.submit(time.sleep, 0.1) for _ in range(2 * processes)]:
+                ready.result()
+            send(pool)
     finally:
         done.set()
         watcher.join()
-    running.service.http.delete(f"/datasets/{created}").raise_for_status()
-    return seconds, max(peaks) - before
+    return max(peaks) - before
 
 
 def _send(port: int, key: str, file: Path) -> tuple[float, str]:
