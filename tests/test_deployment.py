@@ -22,7 +22,7 @@ from app.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("migrate", "api", "worker", "worker-gpu")
 DEPENDENCIES = ("postgres", "redis", "s3")
-MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
+MANIFESTS = sorted((ROOT / "docs/deploy/kubernetes").glob("*.yaml"))
 SECRETS = {"POSTGRES_PASSWORD": "p" * 32, "REDIS_PASSWORD": "r" * 32, "LETHE_PEPPER": "x" * 32}
 
 
@@ -276,7 +276,7 @@ def test_the_settings_of_the_pods_are_known_and_hold_no_secret() -> None:
 
 
 def test_the_lifecycle_removes_what_the_service_cannot_see() -> None:
-    rules = json.loads((ROOT / "deploy/s3/lifecycle.json").read_text())["Rules"]
+    rules = json.loads((ROOT / "docs/deploy/s3/lifecycle.json").read_text())["Rules"]
     assert all(rule["Status"] == "Enabled" for rule in rules)
     assert {key for rule in rules for key in rule} >= {
         "AbortIncompleteMultipartUpload",

@@ -18,9 +18,9 @@ from app.settings import Settings
 from app.store import figures, session
 
 ROOT = Path(__file__).resolve().parent.parent
-RULES = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]
+RULES = yaml.safe_load((ROOT / "docs/deploy/prometheus/alerts.yml").read_text())["groups"]
 ALERTS = {rule["alert"]: rule for group in RULES for rule in group["rules"]}
-DASHBOARD = json.loads((ROOT / "deploy/grafana/lethe.json").read_text())
+DASHBOARD = json.loads((ROOT / "docs/deploy/grafana/lethe.json").read_text())
 PANELS = [
     target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"] if target["expr"]
 ]

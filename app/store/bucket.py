@@ -2,7 +2,7 @@
 
 What comes back from the network is compared with the SHA-256 that was stored beside it. Parts of
 uploads that were cut off stay invisible in the bucket: a lifecycle rule removes them
-(``deploy/s3/lifecycle.json``).
+(``docs/deploy/s3/lifecycle.json``).
 """
 
 from __future__ import annotations
