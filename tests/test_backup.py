@@ -37,12 +37,15 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting
     sessions.upgrade()
     empty()
     yield chosen
-    empty()
+    if not chosen.embedded_database:
+        with sessions.engine().begin() as connection:
+            connection.execute(text("drop schema public cascade"))
+            connection.execute(text("create schema public"))
     sessions.configure(None)
 
 
 def empty() -> None:
-    """Leave nothing to those who share the database."""
+    """Remove what others who share the database have left."""
     with transaction() as session:
         for table in reversed(tables.Base.metadata.sorted_tables):
             session.execute(table.delete())

@@ -126,7 +126,8 @@ def test_a_call_is_one_line_that_names_no_value(
         f"/jobs/{SECRET}?{SECRET}={SECRET}",
         headers={"X-Request-Id": "my-call", "User-Agent": SECRET},
     )
-    (line,) = lines(stream)
+    refusal, line = lines(stream)
+    assert (refusal["event"], refusal["request_id"]) == ("access_refused", "my-call")
     assert (line["event"], line["method"], line["route"]) == ("call", "GET", "/jobs/{job_id}")
     assert (line["status"], line["request_id"]) == (answer.status_code, "my-call")
     assert line["trace_id"] == answer.json()["trace_id"]

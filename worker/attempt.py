@@ -171,7 +171,7 @@ def accompany(
         if now - heard_at > stall_seconds:
             raise RunnerDied(f"runner said nothing for {stall_seconds:g} s")
         if closing.is_set():
-            farewell.begin(now)
+            farewell.bid(now)
         elif now - started > SETTLED_SECONDS:
             settled()
 
@@ -196,7 +196,7 @@ class _Farewell:
             raise Draining
         return event
 
-    def begin(self, now: float) -> None:
+    def bid(self, now: float) -> None:
         """Do what is due at this time; raise Draining when all patience is at its end."""
         self._begun_at = self._begun_at or now
         waited = now - self._begun_at

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import Field, IPvAnyNetwork
+from pydantic import ConfigDict, Field, IPvAnyNetwork
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -30,8 +30,14 @@ Days = Annotated[int, Field(ge=1, le=365)]
 SCOPE_NAMES = ", ".join(f"`{scope}`" for scope in sorted(keys.SCOPES))
 
 
+def _some_of(name: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"minItems": 1}}}
+
+
 class ApiKeyCreate(Shape):
     """What a new key may do, and for how long."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_some_of("scopes"), _some_of("roles")]})
 
     name: Name
     scopes: list[str] = Field(

@@ -141,6 +141,8 @@ KEY = Header(
     alias="Idempotency-Key",
     description="1 to 255 printable ASCII characters. The same key with the same body gets the "
     "same answer again, marked `Idempotency-Replayed: true`.",
+    # Told, not enforced: a refusal has a code of its own.
+    json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 )
 
 

@@ -22,6 +22,7 @@ UploadStatus = Literal[
 
 NEEDS: dict[str, Need] = {
     "ingest": "cpu",
+    "convert": "cpu",
     "prepare": "gpu",
     "unlearn": "gpu",
     "audit": "gpu",

@@ -26,7 +26,7 @@ def refused(
     answer = tenant.http.get(path, headers=headers)
     body = assert_problem(answer, 401, code)
     assert answer.headers["www-authenticate"] == 'Bearer realm="lethe"'
-    del body["request_id"]
+    del body["request_id"], body["trace_id"]
     return body
 
 
@@ -78,7 +78,7 @@ def test_G3_expired_or_revoked(tenant: Tenant, reason: str) -> None:
     with capture_logs() as logs:
         body = refused(tenant, tenant.headers(), code="invalid_api_key")
     assert reason not in str(body)
-    assert [entry["reason"] for entry in logs] == [reason]
+    assert [e["reason"] for e in logs if e["event"] == "access_refused"] == [reason]
 
 
 def test_G3_expired_with_the_wrong_secret_tells_nothing(tenant: Tenant) -> None:
@@ -110,7 +110,8 @@ def test_G6_foreign_id_in_a_body(tenant: Tenant, other: Tenant) -> None:
     answer = tenant.forget(other.ready_model())
     problem = assert_problem(answer, 404, "not_found")
     unknown = tenant.forget("mdl_01JD0000000000000000000000").json()
-    del problem["request_id"], unknown["request_id"]
+    for body in (problem, unknown):
+        del body["request_id"], body["trace_id"]
     assert problem == unknown
 
 
@@ -149,8 +150,8 @@ def test_G11_key_in_the_query(tenant: Tenant) -> None:
     for name in ("api_key", "key", "access_token", "authorization"):
         with capture_logs() as logs:
             refused(tenant, {}, f"/models?{name}={tenant.key}")
-        (entry,) = logs
-        assert (entry["event"], entry["log_level"]) == ("access_refused", "warning")
+        (entry,) = [each for each in logs if each["event"] == "access_refused"]
+        assert entry["log_level"] == "warning"
         assert entry["key_in_query"] is True
         assert tenant.key not in str(entry)
 

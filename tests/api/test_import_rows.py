@@ -99,7 +99,7 @@ def test_a_model_of_the_folder_goes_through_the_same_checks(tenant: Tenant, root
         (root / name).write_bytes(content)
     source = {"source": {"type": "url", "url": "file:///good"}}
     assert tenant.call("POST", "/models", json=metadata | source).status_code == 201
-    source = {"source": {"type": "url", "url": "file:///bad"}}
+    source = {"source": {"type": "url", "url": "file:///bad"}, "format": "safetensors"}
     answer = tenant.call("POST", "/models", json=metadata | source)
     assert_problem(answer, 422, "media_type_mismatch", scratch=tenant.scratch)
 

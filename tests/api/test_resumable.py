@@ -415,11 +415,11 @@ def test_a_model_takes_two_uploads(tenant: Tenant) -> None:
 def test_an_upload_goes_through_the_same_checks(tenant: Tenant) -> None:
     metadata = tenant.metadata(tenant.ready_dataset())
     upload_id = finished(tenant, b"PK\x03\x04" + bytes(100))
-    source = {"type": "upload", "id": upload_id}
-    answer = tenant.call("POST", "/models", json=metadata | {"source": source})
+    wanted = {"source": {"type": "upload", "id": upload_id}, "format": "safetensors"}
+    answer = tenant.call("POST", "/models", json=metadata | wanted)
     assert_problem(answer, 422, "media_type_mismatch", scratch=tenant.scratch)
-    answer = tenant.call("POST", "/datasets", json={"name": "d", "source": source})
-    assert_problem(answer, 422, "media_type_mismatch", scratch=tenant.scratch)
+    answer = tenant.call("POST", "/datasets", json={"name": "d", "source": wanted["source"]})
+    assert_problem(answer, 415, "unsupported_media_type", scratch=tenant.scratch)
     assert tenant.get(f"/uploads/{upload_id}").json()["used_by"] is None
 
 

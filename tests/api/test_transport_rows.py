@@ -142,7 +142,7 @@ def test_A23_malformed_id(tenant: Tenant, malformed: str) -> None:
     unknown = tenant.get("/models/mdl_01JD0000000000000000000000").json()
     problem = assert_problem(tenant.get(f"/models/{malformed}"), 404, "not_found")
     for body in (unknown, problem):
-        del body["request_id"], body["instance"]
+        del body["request_id"], body["trace_id"], body["instance"]
     assert problem == unknown
 
 

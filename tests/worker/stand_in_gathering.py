@@ -80,9 +80,9 @@ def _misbehave(seed: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Show what the runner made of a value: paths are told from strings."""
+    """Show what the runner made of a value: a path by the file that it leads to."""
     if isinstance(value, Path):
-        return f"path:{value}"
+        return f"file:{value.stat().st_ino}"
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 

@@ -94,7 +94,7 @@ def test_a_hostile_checkpoint_is_rejected_and_erased(here: Station, tmp_path: Pa
     canary = tmp_path / "canary"
     tenant, version_id = upload(made.saved(made.touching(canary)))
     version, (job,) = convert(version_id)
-    assert version.status == "rejected"
+    assert version.status == "rejected", (job.status, job.error)
     assert version.upload is not None
     assert version.upload["scan"] == "refused"
     assert version.rejection is not None

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import select
@@ -15,6 +15,7 @@ from app.settings import Settings
 from app.store import audits, jobs, models, references, tables
 from app.store.blobs import blobs
 from app.store.session import reading, transaction
+from app.store.status import NEEDS, JobKind
 from core.audit_job import audit
 from core.bank_job import bank
 from core.oracle_job import oracle
@@ -74,7 +75,7 @@ def audited(tenant: str, model_id: str, **over: Any) -> tuple[tables.Job, dict[s
 
 def path_of(blob: str | None) -> str:
     assert blob is not None
-    return f"path:{blobs().path(blob)}"
+    return f"file:{blobs().path(blob).stat().st_ino}"
 
 
 def test_an_audit_is_told_what_to_compare(here: Station, ids: tuple[str, str]) -> None:
@@ -193,7 +194,7 @@ def test_a_bad_bank_is_not_kept(here: Station, ids: tuple[str, str], seed: int) 
 
 
 def test_the_runner_knows_every_kind() -> None:
-    assert core_work().keys() == {"ingest", "prepare", "unlearn", "audit", "oracle", "bank"}
+    assert core_work().keys() == NEEDS.keys() == {*get_args(JobKind)}
 
 
 def start_training(
@@ -233,7 +234,7 @@ def test_a_drained_training_goes_on_where_it_was(
     assert job.checkpoint_blob is not None
     kept = blobs().path(job.checkpoint_blob)
     assert kept.is_file()
-    garbage.remove_orphans()
+    garbage.collect()
     assert kept.is_file(), "a row names it"
     job = done(tenant, job.id)
     assert (job.status, job.checkpoint_blob, job.epoch) == ("succeeded", None, 2)
