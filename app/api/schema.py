@@ -139,7 +139,8 @@ def document(
         for parameter in found["paths"][path][method]["parameters"]:
             if parameter["name"] == header:
                 parameter["required"] = True
-                parameter["schema"] = {"type": "string"}
+                told = {k: v for k, v in parameter["schema"].items() if k not in ("anyOf", "title")}
+                parameter["schema"] = {"type": "string", **told}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return found

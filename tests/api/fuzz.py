@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import schemathesis
 import structlog
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -34,6 +35,12 @@ CASES_PER_EXAMPLE = 140
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 UPLOADS = "^/(datasets|models|uploads.*)$"
 """No schema can say what a parquet or safetensors file is, so made-up files are refused."""
+
+
+@schemathesis.serializer("application/offset+octet-stream")
+def _piece(_: object, value: object) -> bytes:
+    """A piece of an upload is bytes as they are."""
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 @dataclass
