@@ -33,7 +33,7 @@ migrate: $(VENV)/.run  ## bring the database of LETHE_DATABASE_URL to the newest
 	@$(BIN)/python -m alembic upgrade head
 
 test: $(VENV)/.dev  ## run the everyday suite, with its own servers where none listens
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev  ## lint, format, types, arrows, and what must not be in the repository
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ docs: $(VENV)/.run  ## write docs/catalogue.md again from what is registered
 	@page=$$($(BIN)/python -m core.catalogue) && printf '%s\n' "$$page" > docs/catalogue.md
 
 chaos: $(VENV)/.dev  ## kill workers and services in the middle of jobs; minutes
-	@$(BIN)/python -m pytest -m chaos --timeout 3600 tests/chaos $(ARGS)
+	@$(BIN)/python -m pytest -m chaos -n $(WORKERS) --timeout 3600 tests/chaos $(ARGS)
 
 chaos-full: $(VENV)/.dev  ## every fault in its full number, resumable; hours
 	@$(BIN)/python -m tests.chaos.full $(ARGS)

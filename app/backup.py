@@ -27,6 +27,7 @@ from app import __version__
 from app.store import jobs, tombstones, trash
 from app.store.blobs import BlobMissing, blobs, digest
 from app.store.errors import ServiceError
+from app.store.homes import Home
 from app.store.session import (
     at_head,
     configure,
@@ -61,7 +62,7 @@ class Manifest(BaseModel):
     database: Entry
     blobs: list[Entry]
     missing: list[str]
-    """Blobs that a row names and that were not there."""
+    """Blobs that a row of the dump may name and that were not there."""
 
 
 class Refused(Exception):
@@ -111,29 +112,23 @@ def _create(given: argparse.Namespace) -> int:
     if not at_head():
         raise Refused("the database is not migrated, or belongs to another release")
     folder.mkdir(mode=0o700, parents=True)
-    with reading() as session:
-        named = trash.named(session)
+    entries: dict[str, Entry | None] = {}
+    # First the bytes: what is thrown away before the dump, the dump does not name.
+    _copy_all(_named(), entries, folder)
+    before = _named()
     database = _dump(folder)
-    with reading() as session:
-        later = trash.named(session)
-    entries, missing = [], []
-    for key in sorted(named | later):
-        try:
-            entries.append(_copy_out(key, folder / "blobs" / key, folder))
-        except BlobMissing:
-            missing.append(key)
-    with reading() as session:
-        # What was deleted while we copied is not missed.
-        missing = sorted(trash.named(session).intersection(missing))
+    counted_on = before | _named()
+    _copy_all(counted_on - {key for key, entry in entries.items() if entry}, entries, folder)
+    missing = sorted(key for key in counted_on if entries[key] is None)
     manifest = Manifest(
         made_at=datetime.now(UTC),
         schema_revision=revision(),
         database=_entry(database, folder),
-        blobs=entries,
+        blobs=[entry for _, entry in sorted(entries.items()) if entry is not None],
         missing=missing,
     )
     _write(folder / MANIFEST, manifest.model_dump_json(indent=1))
-    sys.stdout.write(f"{len(entries)} blobs and the database, in {folder}\n")
+    sys.stdout.write(f"{len(manifest.blobs)} blobs and the database, in {folder}\n")
     for key in missing:
         sys.stderr.write(f"missing in the storage: {key}\n")
     return 1 if missing else 0
@@ -156,9 +151,12 @@ def _export(given: argparse.Namespace) -> int:
 def _restore(given: argparse.Namespace) -> int:
     stones = list(_stones(given.tombstones))
     manifest = _checked(given.folder)
-    with _restored(given.folder / manifest.database.path):
-        for entry in manifest.blobs:
-            _copy_in(given.folder / entry.path, entry.path.removeprefix("blobs/"))
+    file = given.folder / manifest.database.path
+    _refuse_full(file)
+    # Before the database: where this fails, it can be done again.
+    for entry in manifest.blobs:
+        _copy_in(given.folder / entry.path, entry.path.removeprefix("blobs/"))
+    with _restored(file):
         upgrade()
         with transaction() as session:
             jobs.free_all(session)
@@ -203,18 +201,25 @@ def _dump(folder: Path) -> Path:
     return target
 
 
+def _refuse_full(file: Path) -> None:
+    """Refuse a database that a dump cannot go into."""
+    url = make_url(settings().database)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite != (file.suffix == ".sqlite"):
+        raise Refused("the backup is of another kind of database")
+    if is_sqlite and Path(str(url.database)).exists():
+        raise Refused(f"{url.database} is there; restore into an empty place")
+    if not is_sqlite and inspect(engine()).get_table_names():
+        raise Refused("the database is not empty")
+
+
 @contextmanager
 def _restored(file: Path) -> Iterator[None]:
     """Load a dump for the block; SQLite gets its name only once the block has ended well."""
     chosen = settings()
     url = make_url(chosen.database)
-    is_sqlite = url.get_backend_name() == "sqlite"
-    if is_sqlite != (file.suffix == ".sqlite"):
-        raise Refused("the backup is of another kind of database")
-    if is_sqlite:
+    if url.get_backend_name() == "sqlite":
         target = Path(str(url.database))
-        if target.exists():
-            raise Refused(f"{target} is there; restore into an empty place")
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = target.with_name(f"{target.name}.restoring")
         shutil.copyfile(file, draft)
@@ -225,11 +230,16 @@ def _restored(file: Path) -> Iterator[None]:
             configure(chosen)  # closes the draft
         draft.rename(target)
         return
-    if inspect(engine()).get_table_names():
-        raise Refused("the database is not empty")
     options = ("--no-owner", "--no-acl", "--exit-on-error", "--single-transaction")
     _postgres("pg_restore", url, *options, file)
-    yield
+    try:
+        yield
+    except BaseException:
+        sys.stderr.write(
+            "The database is restored, but not all deletions are replayed: serve nothing from it. "
+            "Drop it, make it anew, and restore again.\n"
+        )
+        raise
 
 
 def _postgres(program: str, url: URL, *arguments: str | Path) -> None:
@@ -244,6 +254,20 @@ def _postgres(program: str, url: URL, *arguments: str | Path) -> None:
     )
 
 
+def _named() -> set[str]:
+    with reading() as session:
+        return trash.named(session)
+
+
+def _copy_all(keys: set[str], entries: dict[str, Entry | None], folder: Path) -> None:
+    """Copy blobs, and enter what became of each: None if it is missing."""
+    for key in sorted(keys):
+        try:
+            entries[key] = _copy_out(key, folder / "blobs" / key, folder)
+        except BlobMissing:
+            entries[key] = None
+
+
 def _copy_out(key: str, target: Path, folder: Path) -> Entry:
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     hasher = hashlib.sha256()
@@ -256,12 +280,9 @@ def _copy_out(key: str, target: Path, folder: Path) -> Entry:
 
 
 def _copy_in(file: Path, key: str) -> None:
-    scratch = blobs().scratch()
-    try:
-        shutil.copyfile(file, scratch / "blob")
-        blobs().adopt(scratch / "blob", key)
-    finally:
-        shutil.rmtree(scratch)
+    with Home(blobs()) as folder:
+        shutil.copyfile(file, folder / "blob")
+        blobs().adopt(folder / "blob", key)
 
 
 def _entry(file: Path, folder: Path) -> Entry:

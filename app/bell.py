@@ -11,12 +11,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 
 from app.settings import Settings, get_settings
 
 RUN_JOB = "jobs.run"
 """Name of the only task."""
+
+MOST_WAITING = 64
+"""Bells that may wait at once for workers of one kind; more if more jobs are due at once."""
 
 nudged = threading.Event()
 """Set by ``nudge``; the dispatcher of this process waits for it."""
@@ -56,22 +59,22 @@ def configure(settings: Settings) -> None:
 
 def listen_to(needs: Iterable[str]) -> None:
     """Have a worker of this process hear the bells for this kind of work alone."""
-    celery.conf.task_queues = [
-        Queue(_queue(need), Exchange(_queue(need)), routing_key=_queue(need)) for need in needs
-    ]
+    celery.conf.task_queues = [_queue_of(need) for need in needs]
 
 
 def send(*job_ids: str, need: str = "cpu") -> None:
     """Ring for these jobs, where workers hear that can do what they need.
 
-    It fails after a few seconds where the broker is away or mute; a worker's own connection waits
-    for it for ever.
+    Where many bells wait unheard no more are rung: whoever hears one takes the job whose turn it
+    is. It fails after a few seconds where the broker is away or mute; a worker's own connection
+    waits for it for ever.
 
     Raises:
         Exception: of the transport, whichever it is.
     """
     with celery.connection_for_write(transport_options={"max_retries": 0}) as connection:
-        for job_id in job_ids:
+        room = max(MOST_WAITING, len(job_ids)) - _waiting(connection, need)
+        for job_id in job_ids[: max(room, 0)]:
             celery.send_task(
                 RUN_JOB, [job_id], connection=connection, retry=False, queue=_queue(need)
             )
@@ -82,14 +85,15 @@ def nudge() -> None:
     nudged.set()
 
 
-def ping() -> None:
-    """Reach the broker, or fail within a few seconds.
+def _waiting(connection: Connection, need: str) -> int:
+    """How many bells of this kind nobody has heard yet."""
+    # The channel that rings, too: one that is opened here would try for longer to be connected.
+    declared: Any = _queue_of(need).bind(connection.default_channel).queue_declare()
+    return int(declared.message_count)
 
-    Raises:
-        Exception: of the transport, whichever it is.
-    """
-    with celery.connection_for_write(transport_options={"max_retries": 0}) as connection:
-        connection.ensure_connection(max_retries=1, timeout=2)
+
+def _queue_of(need: str) -> Queue:
+    return Queue(_queue(need), Exchange(_queue(need)), routing_key=_queue(need))
 
 
 def _queue(need: str) -> str:

@@ -7,20 +7,24 @@ rings. Ringing twice is harmless, because a claim is a compare-and-set.
 from __future__ import annotations
 
 import threading
+import time
 
 import structlog
 
 from app import bell
 from app.settings import Settings
-from app.store import jobs, keys
+from app.store import jobs, keys, partial
 from app.store import session as sessions
 from app.store.failpoints import failpoint
+
+SWEEP_SECONDS = 60.0
+"""How often the uploads in this process's data folder are looked through."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """Rings for due jobs every ``dispatch_seconds``, and at once when nudged.
+    """Rings for due jobs every ``dispatch_seconds``, and at once when nudged; ends idle uploads.
 
     Args:
         settings: the store's by default.
@@ -28,6 +32,7 @@ class Dispatcher:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._seconds = (settings or sessions.settings()).dispatch_seconds
+        self._sweep_at = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
@@ -45,12 +50,19 @@ class Dispatcher:
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
+                self._sweep_uploads()
                 dispatch()
                 _note_key_uses()
             except Exception as error:  # noqa: BLE001  # whatever is away, the next pass tries again
                 _log.warning("dispatch_failed", error=type(error).__name__)
             bell.nudged.wait(self._seconds)
             bell.nudged.clear()
+
+    def _sweep_uploads(self) -> None:
+        """Here, not beside the jobs: only who takes uploads in is sure to see their folder."""
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_SECONDS
+            partial.sweep()
 
 
 def dispatch() -> list[str]:

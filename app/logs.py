@@ -29,7 +29,7 @@ FIELDS = (
     *("kind", "reason", "worker", "task", "pid", "exit_status", "scratch"),
     *("jobs", "files", "folders", "leases_freed", "jobs_failed", "jobs_cancelled"),
     *("answers_forgotten", "workers_forgotten", "named", "taken", "sandbox", "cause"),
-    *("key", "path", "address", "key_in_query", "share"),
+    *("key", "path", "address", "key_in_query", "share", "connection"),
 )
 """Fields that may be logged, in the order in which they are; others are dropped and counted."""
 

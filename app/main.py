@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from core.audits import audits as registered
-from core.networks import networks
+from core.networks import load_extras, networks
 from core.unlearners import unlearners
 
 from . import __version__, logs, tracing
@@ -39,6 +39,8 @@ from .api.server import OPTIONS
 from .api.watch import Watch
 from .dispatch import Dispatcher
 from .settings import get_settings
+from .store import homes
+from .store import session as sessions
 
 __all__ = ["OPTIONS", "api", "build", "main"]
 
@@ -104,9 +106,12 @@ def build(*, dispatcher: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        load_extras()
         # A full collection walks everything that torch and its kin made at import, half a million
         # objects: every call waits a quarter of a second for it.
         gc.freeze()
+        # Uploads that were on their way when this service was killed, where no worker sweeps.
+        homes.remove_leftovers(sessions.settings().data_dir)
         running = Dispatcher() if dispatcher else None
         if running is not None:
             running.start()

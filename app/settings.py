@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
+from .connections import BLOBS_URL, Connection, is_endpoint
+
 Need = Literal["cpu", "gpu"]
 
 
@@ -98,6 +97,9 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(
         16 * 2**30, ge=0, description="Most bytes of a tenant's uploads that are not used yet."
     )
+    max_open_uploads: int = Field(
+        1_000, ge=1, description="Most uploads of a tenant that are not used yet."
+    )
     upload_idle_seconds: float = Field(
         86_400.0, gt=0, description="An upload that nobody touched for so long is removed."
     )
@@ -112,7 +114,17 @@ class Settings(BaseSettings):
     hf_mirror: str = Field(
         "", description="Folder or base URL that hf:// sources are read from; empty: none are."
     )
+    connections: tuple[Connection, ...] = Field(
+        (),
+        description="Buckets that s3:// sources are read from, a JSON list; the members are in "
+        "`docs/deployment.md`.",
+    )
     max_parameters: int = Field(2_000_000_000, description="Largest network accepted.")
+    max_tenant_parameters: int = Field(
+        20_000_000_000,
+        ge=0,
+        description="Parameters of all models of one tenant together; 0: any number.",
+    )
     max_records: int = Field(5_000_000, description="Most records in one dataset.")
     lease_seconds: float = Field(60.0, gt=0, description="How long a claim holds unrenewed.")
     heartbeat_seconds: float = Field(10.0, gt=0, description="How often a lease is renewed.")
@@ -166,6 +178,13 @@ class Settings(BaseSettings):
         description="Work that a worker takes: cpu (reading uploads), gpu (all that computes).",
     )
     torch_threads: int = Field(0, ge=0, description="Threads of a runner; 0 leaves torch's choice.")
+    train_processes: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Processes of this machine that share each training; 0: one for each "
+        "accelerator. Their threads together are those of a runner.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     spare_runner: bool = Field(True, description="Keep one runner started ahead, without data.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -203,19 +222,28 @@ class Settings(BaseSettings):
         if self.database_tenant_role and self.embedded_database:
             raise ValueError("LETHE_DATABASE_TENANT_ROLE needs a PostgreSQL LETHE_DATABASE_URL")
         self._refuse_odd_blobs()
+        self._refuse_odd_connections()
         if not self.is_local:
             self._refuse_exposed()
         return self
 
     def _refuse_odd_blobs(self) -> None:
-        if self.blobs_url and not _BUCKET.fullmatch(self.blobs_url):
+        if self.blobs_url and not BLOBS_URL.fullmatch(self.blobs_url):
             raise ValueError("LETHE_BLOBS_URL must be s3://bucket or s3://bucket/prefix")
-        if self.blobs_endpoint and not _is_endpoint(self.blobs_endpoint):
+        if self.blobs_endpoint and not is_endpoint(self.blobs_endpoint):
             raise ValueError("LETHE_BLOBS_ENDPOINT must be http(s)://host[:port] and no more")
         if bool(self.blobs_access_key) != bool(self.blobs_secret_key):
             raise ValueError("LETHE_BLOBS_ACCESS_KEY and LETHE_BLOBS_SECRET_KEY go together")
         if not self.blobs_url and (self.blobs_endpoint or self.blobs_access_key):
             raise ValueError("LETHE_BLOBS_URL is missing, but what belongs to it is set")
+
+    def _refuse_odd_connections(self) -> None:
+        names = [each.name for each in self.connections]
+        if len(set(names)) < len(names):
+            raise ValueError("LETHE_CONNECTIONS has two connections of one name")
+        own = (self.blobs_endpoint, self.blobs_url.removeprefix("s3://").partition("/")[0])
+        if any((each.endpoint, each.bucket_name) == own for each in self.connections):
+            raise ValueError("LETHE_CONNECTIONS may not reach the bucket of LETHE_BLOBS_URL")
 
     def _refuse_exposed(self) -> None:
         """Refuse what would do on this machine alone."""
@@ -262,15 +290,6 @@ class Settings(BaseSettings):
         return path.read_text().encode()
 
 
-def _is_endpoint(text: str) -> bool:
-    parts = urlsplit(text)
-    try:
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
-        return False
-    return known and text == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
-
-
 def write_private(path: Path, text: str) -> bool:
     """Write a secret that only this user can read, whole or not at all; False if it is there."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -300,7 +319,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """Environment for a service started as a child: this process's own, with these settings."""
     import os  # beside the settings, the only reader of the environment
 
-    secret = {"pepper", "blobs_secret_key", "metrics_token"}
+    secret = {"pepper", "blobs_secret_key", "connections", "metrics_token"}
     explicit = settings.model_dump(mode="json", include=settings.model_fields_set, exclude=secret)
     values = {
         f"LETHE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)

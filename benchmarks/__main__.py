@@ -1,6 +1,7 @@
 """Run the benchmarks one after the other: ``python -m benchmarks [--data FOLDER]``.
 
-``real_cifar`` takes most of an hour and is run apart.
+``real_cifar``, ``oracles``, ``gates``, ``papers`` and ``load`` take long, or want a machine of
+their own, and are run apart.
 """
 
 from __future__ import annotations

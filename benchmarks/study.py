@@ -7,12 +7,13 @@ a run can stop anywhere and go on later; ``main`` of each study skips what is th
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +31,6 @@ SUBSET = 10_000
 PARENT_SEED = 1
 """Other seeds make other parents."""
 SPLIT_KEY = "study"
-
-Regime = Literal["shipped", "memorised", "regularised"]
 
 SGD: dict[str, Any] = {
     "name": "sgd",
@@ -51,7 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "shipped": MEMORISING,
     "memorised": MEMORISING | {"batch_size": 128, "epochs": 12, "optimizer": SGD | {"lr": 0.05}},
     "regularised": MEMORISING
-    | {"augment": ["crop", "flip"], "label_smoothing": 0.1, "batch_size": 128, "epochs": 10},
+    | {"augment": ["crop", "flip"], "label_smoothing": 0.1, "batch_size": 128, "epochs": 8},
 }
 
 
@@ -124,10 +123,15 @@ def parent(data: Path, regime: str, cache: Path, seed: int = PARENT_SEED) -> nn.
         return cifar.model(data)
     chosen = world(data, regime)
     return kept(
-        cache / f"{regime}-s{seed}.safetensors",
+        cache / f"{regime}-s{seed}-{stamp(chosen.recipe)}.safetensors",
         chosen.fresh(seed),
         lambda model: fit(model, chosen.train, chosen.recipe, seed=seed, device=choose()),
     )
+
+
+def stamp(recipe: Recipe) -> str:
+    """Return eight hex digits for the name of a kept model: another recipe makes another one."""
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
 
 
 def kept(path: Path, model: nn.Module, make: Callable[[nn.Module], nn.Module]) -> nn.Module:

@@ -34,6 +34,7 @@ from .measures import margin
 from .recipe import Recipe
 from .report import Progress, no_progress
 from .scores import gather
+from .team import Team
 from .training import fit
 
 
@@ -126,6 +127,7 @@ def train_bank(
     excluded: Iterable[int] = (),
     progress: Progress = no_progress,
     check_time: Callable[[], None] | None = None,
+    team: Team | None = None,
 ) -> Bank:
     """Train reference models until the file at ``path`` holds as many as asked for.
 
@@ -146,6 +148,7 @@ def train_bank(
         excluded: training rows that were forgotten; no model sees them, and none are kept.
         progress: told about every training.
         check_time: called before each step; raises to stop.
+        team: as for ``fit``.
 
     Raises:
         ValueError: if ``num_models`` is odd or below two.
@@ -181,6 +184,7 @@ def train_bank(
             device=device,
             progress=told,
             check_time=check_time,
+            team=team,
         )
         bank = _with(
             bank, half, *(_margins(model, r, batch_size, device) for r in (train, judging))

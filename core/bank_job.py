@@ -10,11 +10,15 @@ from . import networks, roles
 from .bank import train_bank
 from .data import Preprocessing
 from .device import choose
-from .errors import InvalidInput
+from .errors import InvalidInput, OutOfTime
 from .recipe import Recipe
 from .report import Report, no_report
+from .team import Team, team_size
 
 BANK_FILE = "bank.safetensors"
+
+TIME_LIMIT = 21_600.0
+"""Seconds, for jobs that were queued when there was none to choose."""
 
 
 def bank(
@@ -30,7 +34,9 @@ def bank(
     models: int,
     seed: int,
     batch_size: int,
+    time_limit_seconds: float = TIME_LIMIT,
     device: str = "auto",
+    processes: int = 1,
     report: Report = no_report,
 ) -> dict[str, Any]:
     """Train reference models on halves of the training records that are left.
@@ -47,18 +53,23 @@ def bank(
         models: how many; even, because halves come in pairs.
         seed: of halves, initialisation and order.
         batch_size: records per forward pass.
+        time_limit_seconds: wall-clock limit of all models together.
         device: where to train.
+        processes: how many may share a training; 0 is one for each accelerator.
         report: told about progress.
 
     Returns:
-        file name of the bank, and how many models it holds.
+        file name of the bank, how many models it holds, and how many processes trained them, if
+        several were asked.
 
     Raises:
         InvalidInput: ``retain_set_too_small`` or ``holdout_missing`` if there are no such records;
             if data or recipe can't be used.
         MissingEvidence: if too few training records are left for halves.
+        OutOfTime: past the limit.
         Diverged: if a loss or a weight is not finite.
     """
+    deadline = time.monotonic() + time_limit_seconds
     report("resolving", 0.0, None, None, {})
     network = networks.parse(architecture)
     known = roles.read(
@@ -73,6 +84,12 @@ def bank(
     if known.judging is None:
         raise InvalidInput("holdout_missing", "the holdout has no record to judge on")
     start = time.monotonic()
+    where = choose(device)
+    team = Team(team_size(processes, where), network)
+
+    def check_time() -> None:
+        if time.monotonic() > deadline:
+            raise OutOfTime("the time limit of the job is spent")
 
     def progress(fraction: float, metrics: dict[str, float]) -> None:
         spent = time.monotonic() - start
@@ -88,10 +105,17 @@ def bank(
         parent="",  # margins of reference models do not depend on what is audited
         seed=seed,
         batch_size=batch_size,
-        device=choose(device),
+        device=where,
         num_models=models,
         excluded=excluded,
         progress=progress,
+        team=team,
+        check_time=check_time,
     )
     report("publishing", 1.0, 0.0, None, {})
-    return {"bank": BANK_FILE, "models": len(made)}
+    shared = team.summary()
+    return {
+        "bank": BANK_FILE,
+        "models": len(made),
+        "processes": None if shared is None else shared.model_dump(mode="json"),
+    }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .data import Records
@@ -23,6 +23,23 @@ _SHUFFLE_SEED = 0
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether any layer keeps running statistics of batches."""
     return bool(_tracking(model))
+
+
+def moving(model: nn.Module) -> list[Tensor]:
+    """Running means and variances that the last forward pass moved."""
+    layers = [layer for layer in _tracking(model) if layer.training]
+    found = [statistic for each in layers for statistic in (each.running_mean, each.running_var)]
+    return [statistic for statistic in found if statistic is not None]
+
+
+def learns(model: nn.Module) -> bool:
+    """Whether training normalises by the batch, and so depends on how records are put together."""
+    return has_batchnorm(model) and not is_frozen(model)
+
+
+def is_frozen(model: nn.Module) -> bool:
+    """Whether batch norm keeps its running statistics (``frozen``)."""
+    return any(_to_eval in layer._forward_pre_hooks.values() for layer in _tracking(model))
 
 
 @torch.no_grad()

@@ -29,7 +29,6 @@ MAX_ALIASING = 2
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _MAX_WRAPPERS = 3
-_CHUNK = 1 << 20
 
 Tensors = dict[str, torch.Tensor]
 

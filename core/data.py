@@ -126,6 +126,7 @@ class Records:
         generator: torch.Generator | None = None,
         augment: Sequence[Augmentation] | None = None,
         even: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised float32 inputs with int64 labels.
 
@@ -138,6 +139,8 @@ class Records:
             augment: random crops after padding by an eighth, random horizontal flips.
             even: all batches of like size (``num_batches``), so that batch norm never meets a last
                 one with a few records.
+            share: which part of every batch, of how many like ones; order and augmentation are
+                those of the whole batch, so that the parts together are the batch.
 
         Raises:
             ValueError: if ``augment`` is asked for without a generator or on features.
@@ -145,10 +148,14 @@ class Records:
         if augment and (generator is None or self.images.ndim != 4):
             raise ValueError("augmentation needs images and a generator")
         for index in _plan(len(self), batch_size, generator, even):
-            index = index.to(self.images.device)
-            x = self.images.index_select(0, index)
+            part = _part(len(index), *share)
+            moves = None
             if augment and generator is not None:
-                x = _augment(x, augment, generator)
+                moves = _draw(len(index), self.images.shape[2:], augment, generator)
+            index = index[part].to(self.images.device)
+            x = self.images.index_select(0, index)
+            if moves is not None:
+                x = _move(x, moves, part)
             x = self._normalise(x.to(device, non_blocking=True))
             yield x, self.labels.index_select(0, index).to(device, non_blocking=True)
 
@@ -299,21 +306,50 @@ def _plan(
     return order.tensor_split(num_batches(count, batch_size)) if even else order.split(batch_size)
 
 
-def _augment(x: Tensor, augment: Sequence[Augmentation], generator: torch.Generator) -> Tensor:
-    """Crop and flip a batch of uint8 images, one random draw per image."""
-    count, _, height, width = x.shape
+def _part(count: int, number: int, of: int) -> slice:
+    return slice(count * number // of, count * (number + 1) // of)
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """What becomes of each image of a batch; N of them."""
+
+    pad: tuple[int, int]
+    """Rows and columns that are put around the images first."""
+    top: Tensor
+    """int64[N]: first row that is kept."""
+    left: Tensor
+    """int64[N]: first column."""
+    columns: Tensor
+    """int64[N, W]: their order, which is turned round in a flipped image."""
+
+
+def _draw(
+    count: int, size: Sequence[int], augment: Sequence[Augmentation], generator: torch.Generator
+) -> _Moves:
+    """Draw crops and flips for a batch, one random draw per image."""
+    height, width = size
+    pad = (0, 0)
     top = torch.zeros(count, dtype=torch.int64)
     left = torch.zeros(count, dtype=torch.int64)
     columns = torch.arange(width).expand(count, width)
     if "crop" in augment:
-        pad_y, pad_x = max(1, height // 8), max(1, width // 8)
-        x = torch.nn.functional.pad(x, (pad_x, pad_x, pad_y, pad_y))
-        top = torch.randint(0, 2 * pad_y + 1, (count,), generator=generator)
-        left = torch.randint(0, 2 * pad_x + 1, (count,), generator=generator)
+        pad = (max(1, height // 8), max(1, width // 8))
+        top = torch.randint(0, 2 * pad[0] + 1, (count,), generator=generator)
+        left = torch.randint(0, 2 * pad[1] + 1, (count,), generator=generator)
     if "flip" in augment:
         flipped = torch.rand(count, generator=generator) < 0.5
         columns = torch.where(flipped[:, None], width - 1 - columns, columns)
-    rows = (top[:, None] + torch.arange(height)).to(x.device)
-    columns = (left[:, None] + columns).to(x.device)
+    return _Moves(pad, top, left, columns)
+
+
+def _move(x: Tensor, moves: _Moves, part: slice) -> Tensor:
+    """Crop and flip the uint8 images of this part of a batch."""
+    count, _, height, _ = x.shape
+    pad_y, pad_x = moves.pad
+    if pad_y:
+        x = torch.nn.functional.pad(x, (pad_x, pad_x, pad_y, pad_y))
+    rows = (moves.top[part][:, None] + torch.arange(height)).to(x.device)
+    columns = (moves.left[part][:, None] + moves.columns[part]).to(x.device)
     each = torch.arange(count, device=x.device)[:, None, None]
     return x.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """Seeding, and what is not promised.
 
-On one machine the same seed, thread count and CPU give the same bits. Across thread counts, CPUs,
-GPUs or releases of torch they do not.
+On one machine the same seed, thread count, number of processes that share a training, and CPU give
+the same bits. Across thread or process counts, CPUs, GPUs or releases of torch they do not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
-"""Where tensors live, and in which precision they are multiplied."""
+"""Where tensors live, and in which precision they are multiplied.
+
+``python -m core.device NAME`` prints the bytes of memory of an accelerator, 0 for the CPU.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -31,6 +35,11 @@ def choose(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def memory(device: torch.device) -> int:
+    """Return the bytes of memory of an accelerator; 0 for the CPU, which shares the machine's."""
+    return 0 if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[1])
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Context in which matrix products run in ``precision``; does nothing for ``fp32``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
@@ -49,3 +58,7 @@ def full_precision() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = convolution
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{memory(choose(sys.argv[1]))}\n")

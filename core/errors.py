@@ -37,6 +37,10 @@ class Interrupted(Exception):
     """The process was asked to end, and the training at work has kept its state; no refusal."""
 
 
+class ProcessDied(Exception):
+    """A process that shared a training ended before its time; no refusal, it may be tried again."""
+
+
 class UnknownName(CoreError):
     """A registry has no entry of that name."""
 

@@ -56,6 +56,22 @@ class Gate(BaseModel):
     reason: str
 
 
+class Processes(BaseModel):
+    """How many processes shared the trainings of one piece of work, and what follows from it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asked: int
+    """As many as the worker is set to."""
+    used: int
+    backend: Literal["gloo", "nccl"] | None = None
+    """What carried the gradients between them."""
+    reason: str | None = None
+    """Why fewer than asked, or what else there is to know."""
+    determinism: str | None = None
+    """What has to be the same for the same bits, where several shared it."""
+
+
 class Rung(BaseModel):
     """One rung that was tried on a copy of the parent, with everything that was measured."""
 
@@ -76,6 +92,8 @@ class Rung(BaseModel):
     seconds: float = 0.0
     """Wall time of the unlearner, importance included, audits excluded."""
     audit_seconds: float = 0.0
+    processes: Processes | None = None
+    """None where the worker is set to one process."""
     histogram: dict[str, list[float]] | None = None
     """Margin score histograms: ``edges``, ``forget``, ``holdout``, ``forget_before``."""
 

@@ -2,11 +2,15 @@
 
 Where even a perfect model would pass such a comparison with less than 50 % probability, it is
 inconclusive whatever was measured: too few records, or a parent that hardly memorised.
+
+Poison carries labels that are wrong, so a clean model recognises less of it than of never-seen
+records, and one full of poison no more: there its own accuracy counts, and the rest is reported.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 from .attack import WIDEST_BAND, Population, allowed_band, population
@@ -15,7 +19,12 @@ from .findings import Gate
 from .intervals import Estimate, equivalence_power, proportion, proportion_difference
 from .measures import correct
 from .problem import Evidence
+from .situation import Purpose
 from .verdicts import ENOUGH_POWER, LEVEL, Role, unmeasured, verdict_of
+
+POISON_SHARE = 0.2
+"""Of the parent's accuracy on known poison, what may stay; as the search of Potion has it
+(Schoepf et al. 2024, arXiv:2406.09173)."""
 
 
 def forgetting(evidence: Evidence, *, exact: bool) -> list[Gate]:
@@ -24,7 +33,43 @@ def forgetting(evidence: Evidence, *, exact: bool) -> list[Gate]:
         gates = [class_accuracy(evidence), membership_auc(evidence)]
     else:
         gates = [membership_auc(evidence), forget_accuracy(evidence)]
-    return [gate.model_copy(update={"role": "reported"}) for gate in gates] if exact else gates
+    gates = for_purpose(gates, evidence.purpose)
+    if evidence.purpose == "poison_removal":
+        gates.insert(0, poison_accuracy(evidence))
+    return _reported(gates) if exact else gates
+
+
+def for_purpose(gates: Iterable[Gate], purpose: Purpose) -> list[Gate]:
+    """Return gates that compare with never-seen data, reported alone where poison is removed."""
+    return _reported(gates) if purpose == "poison_removal" else [*gates]
+
+
+def poison_accuracy(evidence: Evidence) -> Gate:
+    """Share of the known poison that still gets its label; there is no too little of it."""
+    labels, count = evidence.forget.labels, len(evidence.forget)
+    right = {
+        which: int(correct(evidence.scores[which]["forget"], labels).sum())
+        for which in ("before", "after")
+    }
+    parent = right["before"] / count
+    band = (0.0, POISON_SHARE * parent)
+    found = proportion(right["after"], count, level=LEVEL)
+    interval = (found.low, found.high)
+    return Gate(
+        name="poison_accuracy",
+        kind="forgetting",
+        role="must_pass",
+        measure="accuracy",
+        value=found.value,
+        interval=interval,
+        band=band,
+        verdict=verdict_of(interval, band),
+        power=1.0 if proportion(0, count, level=LEVEL).high <= band[1] else 0.0,
+        examples=count,
+        reason=f"{100 * found.value:.1f} % of {count} known poison records still get their label "
+        f"(parent {100 * parent:.1f} %), at most {100 * found.high:.1f} % with 95 % confidence; "
+        f"{100 * band[1]:.1f} % are allowed",
+    )
 
 
 def membership_auc(evidence: Evidence) -> Gate:
@@ -122,6 +167,10 @@ def class_accuracy(evidence: Evidence) -> Gate:
         f"records, at most {100 * worst.high:.1f} % with 95 % confidence; chance is "
         f"{100 * band[1]:.1f} %",
     )
+
+
+def _reported(gates: Iterable[Gate]) -> list[Gate]:
+    return [gate.model_copy(update={"role": "reported"}) for gate in gates]
 
 
 def _comparison(

@@ -16,7 +16,7 @@ from torch import Tensor
 from .audit_gates import audit_gates
 from .errors import MissingEvidence
 from .findings import Finding, Gate
-from .forgetting import forgetting
+from .forgetting import for_purpose, forgetting
 from .intervals import Estimate, paired_drop
 from .measures import correct
 from .problem import Evidence
@@ -53,7 +53,7 @@ def judge_all(
         utility(evidence, exact=exact),
         worst_class(evidence, exact=exact, policy=policy),
         *forgetting(evidence, exact=exact),
-        *audited,
+        *for_purpose(audited, evidence.purpose),
         *sanity(evidence),
     ]
 

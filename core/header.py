@@ -62,13 +62,21 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
 
 @dataclass(frozen=True)
 class Header:
     """What a safetensors file says it holds; checked against the size of the file."""
 
     tensors: dict[str, TensorInfo]
+    """In the order of their bytes, which follow one another without a gap."""
     metadata: dict[str, str]
+    start: int
+    """Where in the file the first tensor begins."""
 
 
 def read_header(path: Path) -> Header:
@@ -90,7 +98,8 @@ def read_header(path: Path) -> Header:
         _refuse_count()
     tensors = {name: _tensor(name, entry) for name, entry in raw.items()}
     _check_layout([entry["data_offsets"] for entry in raw.values()], size - 8 - length)
-    return Header(tensors, metadata)
+    ordered = sorted(tensors, key=lambda name: raw[name]["data_offsets"])
+    return Header({name: tensors[name] for name in ordered}, metadata, 8 + length)
 
 
 def _length(start: bytes, size: int) -> int:

@@ -17,11 +17,12 @@ from .data import Preprocessing, Records
 from .device import choose
 from .errors import InvalidInput
 from .findings import Outcome, Rung
-from .policies import Policy, Selector
+from .policies import Policy, Purpose, Selector
 from .problem import BatchNormPolicy
 from .recipe import Recipe
 from .report import Report, no_report
 from .rungs import Case, attempt
+from .team import team_size
 from .unlearners import UnlearnerOptions, unlearners
 
 WEIGHTS_FILE = "model.safetensors"
@@ -53,8 +54,10 @@ def unlearn(
     batch_size: int,
     bn_policy: BatchNormPolicy,
     time_limit_seconds: float,
+    purpose: Purpose = "erasure",
     forget_samples: Path | None = None,
     device: str = "auto",
+    processes: int = 1,
     report: Report = no_report,
     keeper: Keeper | None = None,
 ) -> dict[str, Any]:
@@ -83,9 +86,11 @@ def unlearn(
         batch_size: records per batch outside of recipes.
         bn_policy: what becomes of running statistics.
         time_limit_seconds: wall-clock limit of the job; a rung that exceeds it fails.
+        purpose: of the requests; decides when enough is forgotten.
         forget_samples: canonical file of the records to forget, where there is no ``dataset``; the
             rows of ``requests`` are then its rows, and nothing is retained.
         device: where to compute.
+        processes: how many may share a training; 0 is one for each accelerator.
         report: told about progress.
         keeper: keeps the state of long trainings and the rungs before them, and has what an
             interrupted attempt at the same job left.
@@ -135,11 +140,14 @@ def unlearn(
         bn_policy=bn_policy,
         device=choose(device),
         network=network.name,
+        purpose=purpose,
         deadline=start + time_limit_seconds,
         report=report,
         bank=None if bank is None else load_bank(bank),
         keeper=keeper,
         earlier=known.earlier,
+        processes=team_size(processes, choose(device)),
+        description=network,
     )
     rungs, model = climb(case, [parse(raw) for raw in ladder])
     result = _result(case, rungs, model, out)
@@ -184,6 +192,7 @@ def _notes(case: Case, ladder: list[UnlearnerOptions], tried: list[Rung]) -> dic
         [config.model_dump(mode="json") for config in ladder],
         case.requests,
         case.policy,
+        case.purpose,
         case.seed,
         case.batch_size,
         case.bn_policy,
@@ -229,7 +238,7 @@ def _check_samples(forget: Records, others: Records | None, num_classes: int) ->
 def _keep_importance(case: Case, model: nn.Module, out: Path) -> str | None:
     """Write the importance of the records that stay; without them it can't be measured again."""
     full = case.importance
-    if full is None:
+    if full is None or not stored.is_separable(full):
         return None
     of_forget = importance.estimate(
         case.parent,

@@ -94,7 +94,9 @@ def _steps(data: bytes) -> Iterator[tuple[str, object, int]]:
             yield opcode.name, argument, position
     except (ValueError, OverflowError) as error:
         if "exhausted before seeing STOP" in str(error):
-            _over_budget()
+            raise InvalidInput(
+                "pickle_budget_exceeded", "the pickle breaks off before its end"
+            ) from None
         raise InvalidInput("pickle_invalid", "the pickle can't be read") from None
 
 

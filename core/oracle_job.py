@@ -15,6 +15,7 @@ from .errors import InvalidInput, OutOfTime
 from .ladder import WEIGHTS_FILE
 from .recipe import Recipe
 from .report import Report, no_report
+from .team import Team, team_size
 from .training import fit
 
 
@@ -29,6 +30,7 @@ def oracle(
     seed: int,
     time_limit_seconds: float,
     device: str = "auto",
+    processes: int = 1,
     report: Report = no_report,
     keeper: Keeper | None = None,
 ) -> dict[str, Any]:
@@ -45,11 +47,12 @@ def oracle(
             seed makes another model.
         time_limit_seconds: wall-clock limit.
         device: where to train.
+        processes: how many may share the training; 0 is one for each accelerator.
         report: told about progress.
         keeper: keeps the state of the training, and has what an interrupted one left.
 
     Returns:
-        file name and digest of the weights.
+        file name and digest of the weights, and how many processes trained, if several were asked.
 
     Raises:
         InvalidInput: ``retain_set_too_small`` if no record is left; if data or recipe can't be
@@ -81,20 +84,28 @@ def oracle(
         report("training", fraction, left, None, metrics)
 
     own_seed = oracle_seed(seed)
+    where = choose(device)
+    team = Team(team_size(processes, where), network)
     model = fit(
         networks.build(network, own_seed),
         known.train,
         Recipe.model_validate(recipe),
         seed=own_seed,
-        device=choose(device),
+        device=where,
         progress=progress,
         check_time=check_time,
         keeper=keeper,
+        team=team,
     )
     report("publishing", 0.0, None, None, {})
     digest = weights.save(model.cpu(), out / WEIGHTS_FILE)
     report("publishing", 1.0, 0.0, None, {})
-    return {"weights": WEIGHTS_FILE, "digest": digest}
+    shared = team.summary()
+    return {
+        "weights": WEIGHTS_FILE,
+        "digest": digest,
+        "processes": None if shared is None else shared.model_dump(mode="json"),
+    }
 
 
 def oracle_seed(seed: int) -> int:

@@ -7,6 +7,9 @@ failed (``worst_class``, ``forget_accuracy``, for a class ``prototype_recovery``
 ``linear_probe``. It needs the model's reference models, a recipe and a holdout that is large enough
 for every class, and for a class an oracle, unless the features tell no more than fresh ones do;
 where one is missing its gate is inconclusive and says so. ``exact`` publishes exact rungs only.
+
+Poison is to lose its label, not to look never seen: there ``poison_accuracy`` must pass, and every
+other forgetting gate is reported.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ from typing import Any
 from .findings import Gate
 from .methods import registered
 from .recommend import recommend
-from .situation import SMALL_REQUEST, Policy, Selector, Situation
+from .situation import SMALL_REQUEST, Policy, Purpose, Selector, Situation
 
 __all__ = [
     "SMALL_REQUEST",
     "STRICT_GATES",
     "STRICT_NEEDS",
     "Policy",
+    "Purpose",
     "Selector",
     "Situation",
     "ladder",

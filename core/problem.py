@@ -16,8 +16,9 @@ from .data import Records
 from .errors import MissingEvidence, OutOfTime
 from .importance import Importance
 from .masks import apply_masks
-from .policies import Selector
+from .policies import Purpose, Selector
 from .report import Progress, no_progress
+from .team import Team
 from .training import Recipe
 
 BatchNormPolicy = Literal["frozen", "tracked", "recalibrate"]
@@ -40,6 +41,8 @@ class Problem:
     selector: Selector
     num_classes: int
     seed: int
+    purpose: Purpose = "erasure"
+    """Poison is forgotten when it loses its label, an erased record when it is as one unseen."""
     batch_size: int = 256
     bn_policy: BatchNormPolicy = "recalibrate"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -52,6 +55,9 @@ class Problem:
     """bool per parameter name where the model is pruned: False stays exactly zero."""
     keeper: Keeper | None = None
     """Keeps the state of a long training, and has what an interrupted one left."""
+
+    team: Team = field(default_factory=Team)
+    """How many processes may share a training; told how many did."""
 
     def __post_init__(self) -> None:
         if len(self.forget) == 0:
@@ -87,6 +93,8 @@ class Evidence:
     num_classes: int
     forget_classes: frozenset[int]
     """Classes that a ``class`` request names; empty for records."""
+    purpose: Purpose = "erasure"
+    """Decides which forgetting gates count: poison need not be as if never seen."""
     scores: Mapping[str, Mapping[str, Tensor]]
     """``scores[model][role]``: logits[N, C] in float32 for model ``before`` or ``after`` and role
     ``forget``, ``retain`` or ``holdout``; computed once, shared by all audits. With oracles also

@@ -23,7 +23,7 @@ from .situation import LARGE_SHARE, MANY_EARLIER, SMALL_REQUEST, Situation
 MOST_APPROXIMATE = 3
 """Approximate rungs of a ladder."""
 
-MOST_SPENT = 0.5
+MOST_SPENT = 1 / 3
 """Share of a retraining that approximate rungs ahead of it may cost together; the first one is
 tried whatever it costs."""
 
@@ -78,7 +78,7 @@ class Rule:
 
 
 CYCLE = {"fine_tune": {"schedule": "one_cycle"}}
-CYCLE_WHY = "a high peak of the rate shakes out what was memorised, at a third of a retraining"
+CYCLE_WHY = "a perturbed start and a high rate lose what was memorised, in a quarter of the epochs"
 
 RULES = (
     Rule(
@@ -103,15 +103,7 @@ RULES = (
             "random_label": "random labels are one more poison for the same trigger",
             "salun": "random labels are one more poison for the same trigger",
         },
-    ),
-    Rule(
-        "records without labels",
-        lambda s: not s.has_labels,
-        picks={"ssd": "label-free importance needs no labels"},
-        avoid=dict.fromkeys(
-            ("random_label", "salun", "gradient_ascent", "neggrad_plus"), "it needs labels"
-        ),
-        options={"ssd": {"estimator": "mas"}},
+        options={"ssd": {"selection": "potion", "target_accuracy": 0.1}},
     ),
     Rule(
         "only the records to forget",
@@ -262,7 +254,7 @@ def _ranked(
         for name, why in rule.picks.items():
             if name in found or name in left_out or name not in facts:
                 continue
-            config = {"name": name, **rule.options.get(name, {})}
+            config = _config(name, rules)
             reason = f"{rule.situation}: {why}"
             found[name] = _candidate(situation, config, facts[name], reason)
     return [*found.values()]
@@ -318,7 +310,7 @@ def _why_not(name: str, method: Method, situation: Situation, rules: Iterable[Ru
     for rule in rules:
         if name in rule.avoid and not any(name in other.picks for other in _before(rule, rules)):
             return f"{rule.situation}: {rule.avoid[name]}"
-    passes, seconds = _cost(situation, method)
+    passes, seconds = _cost(situation, method, _config(name, rules))
     budget = situation.time_budget_seconds
     if budget is not None and seconds is not None and seconds > budget:
         return f"about {seconds:.0f} s are expected ({passes:.1f} passes), {budget:g} s are allowed"
@@ -340,21 +332,30 @@ def _outranked(situation: Situation) -> str:
         return "the fast policy takes the first rung alone"
     return (
         f"at most {MOST_APPROXIMATE} approximate rungs are tried, for at most "
-        f"{100 * MOST_SPENT:g} % of a retraining, and others rank higher"
+        f"{100 * MOST_SPENT:.0f} % of a retraining, and others rank higher"
     )
+
+
+def _config(name: str, rules: Iterable[Rule]) -> dict[str, Any]:
+    """Return the config that the first rule to pick an unlearner gives it."""
+    picks = (rule for rule in rules if name in rule.picks)
+    rule = next(picks, None)
+    return {"name": name, **(rule.options.get(name, {}) if rule else {})}
 
 
 def _candidate(
     situation: Situation, config: dict[str, Any], method: Method, reason: str
 ) -> Candidate:
-    passes, seconds = _cost(situation, method)
+    passes, seconds = _cost(situation, method, config)
     return Candidate(
         unlearner=config, exact=method.exact, reason=reason, passes=passes, seconds=seconds
     )
 
 
-def _cost(situation: Situation, method: Method) -> tuple[float | None, float | None]:
-    passes = method.cost(situation)
+def _cost(
+    situation: Situation, method: Method, config: Mapping[str, Any]
+) -> tuple[float | None, float | None]:
+    passes = method.cost(situation, config)
     if passes is None or situation.seconds_per_pass is None:
         return passes, None
     return passes, passes * situation.seconds_per_pass

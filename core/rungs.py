@@ -23,14 +23,16 @@ from .determinism import seed_everything
 from .earlier import look_again
 from .errors import CoreError, Diverged, MissingEvidence, NothingChanged, OutOfTime
 from .findings import Finding, RequestEvidence, Rung
-from .forgetting import forgetting
+from .forgetting import for_purpose, forgetting
 from .importance import Importance
-from .policies import Policy, Selector, may_publish
+from .policies import Policy, Purpose, Selector, may_publish
 from .problem import BatchNormPolicy, Evidence, Problem
 from .recipe import Recipe
+from .registry import Config
 from .report import Report
 from .roles import positions, sample
 from .scores import change, gather
+from .team import Team
 from .unlearners import Need, UnlearnerOptions, unlearners
 
 RETAIN_SAMPLE = 5000
@@ -67,6 +69,7 @@ class Case:
     report: Report
     network: str = ""
     """Name of the architecture; unlearners that are for certain ones are skipped with others."""
+    purpose: Purpose = "erasure"
     earlier: Mapping[str, Records] = field(default_factory=dict)
     """Request id -> records that the lineage has forgotten: looked at, never learned from."""
     oracles: tuple[nn.Module, ...] = ()
@@ -75,6 +78,10 @@ class Case:
     """Margins of reference models, where they were trained."""
     keeper: Keeper | None = None
     """Keeps the state of long trainings."""
+    processes: int = 1
+    """How many may share a training."""
+    description: Config | None = None
+    """What the parent was built from."""
     known: dict[str, Scores] = field(default_factory=dict)
     """Logits of the parent and the oracles, computed for the first rung and shared by all."""
 
@@ -111,18 +118,19 @@ def attempt(
     if reason := _reason_to_skip(case, config):
         return rung.model_copy(update={"reason": reason}), None
     tried: list[dict[str, Any]] = []
+    team = Team(case.processes, case.description)
     start = time.monotonic()
     try:
-        model = _run(case, config, told, tried)
+        model = _run(case, config, told, tried, team)
         middle = time.monotonic()
         evidence = gather_evidence(case, model, told)
         rung = _judge(case, evidence, rung)
     except CoreError as error:
-        failed = {"status": "errored", "reason": f"{error.code}: {error}"}
-        seconds = time.monotonic() - start
-        return rung.model_copy(update={**failed, "tried": tried, "seconds": seconds}), None
+        failed: dict[str, Any] = {"status": "errored", "reason": f"{error.code}: {error}"}
+        failed |= {"tried": tried, "processes": team.summary()}
+        return rung.model_copy(update={**failed, "seconds": time.monotonic() - start}), None
     timing = {"seconds": middle - start, "audit_seconds": time.monotonic() - middle}
-    rung = rung.model_copy(update={"tried": tried, **timing})
+    rung = rung.model_copy(update={"tried": tried, "processes": team.summary(), **timing})
     return rung, model if rung.status == "published" else None
 
 
@@ -153,6 +161,7 @@ def gather_evidence(case: Case, model: nn.Module, told: dict[str, Any] | None) -
         selector=case.selector,
         num_classes=case.num_classes,
         forget_classes=case.forget_classes,
+        purpose=case.purpose,
         scores=scores,
         oracles=case.oracles,
         references=_references(case),
@@ -197,7 +206,11 @@ def _reason_to_skip(case: Case, config: UnlearnerOptions) -> str | None:
 
 
 def _run(
-    case: Case, config: UnlearnerOptions, told: dict[str, Any], tried: list[dict[str, Any]]
+    case: Case,
+    config: UnlearnerOptions,
+    told: dict[str, Any],
+    tried: list[dict[str, Any]],
+    team: Team,
 ) -> nn.Module:
     start = time.monotonic()
 
@@ -218,6 +231,7 @@ def _run(
         selector=case.selector,
         num_classes=case.num_classes,
         seed=case.seed,
+        purpose=case.purpose,
         batch_size=case.batch_size,
         bn_policy=case.bn_policy,
         device=case.device,
@@ -225,6 +239,7 @@ def _run(
         deadline=case.deadline,
         tried=tried,
         keeper=case.keeper,
+        team=team,
     )
     problem.check_time()
     seed_everything(case.seed)
@@ -286,7 +301,7 @@ def _of_request(
         findings += [finding for finding in found if finding.scope == "forget"]
     judged = forgetting(own, exact=exact)
     if policy == "strict" and not exact:
-        judged.append(per_record_attack(findings))
+        judged += for_purpose([per_record_attack(findings)], own.purpose)
     return RequestEvidence(gates=judged, findings=findings)
 
 

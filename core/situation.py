@@ -39,8 +39,6 @@ class Situation(BaseModel):
     """Whether training records that stay are at hand."""
     has_importance: bool = False
     """Whether the importance of the full set is stored."""
-    has_labels: bool = True
-    """Whether the records to forget come with labels."""
     has_batchnorm: bool | None = None
     modality: Modality | None = None
     architecture: str | None = None
@@ -51,6 +49,8 @@ class Situation(BaseModel):
     time_budget_seconds: float | None = Field(None, gt=0)
     seconds_per_pass: float | None = Field(None, gt=0)
     """Measured: one forward and backward pass over the training records."""
+    members: int | None = Field(None, ge=1)
+    """Of an ensemble trained by shards."""
     num_earlier: int = Field(0, ge=0)
     """Approximate requests since the model was last trained from scratch."""
     budget_spent: str | None = None

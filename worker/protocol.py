@@ -73,7 +73,7 @@ class Done(_Event):
 
 
 class Failed(_Event):
-    """The work cannot be done, and trying again would not help."""
+    """The work cannot be done; ``retryable`` where trying again may help."""
 
     event: Literal["failed"]
     code: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")

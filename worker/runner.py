@@ -14,6 +14,7 @@ runner exits at once, whatever it is doing.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import CoreError, Interrupted
+from core.errors import CoreError, Interrupted, ProcessDied
 from worker import confine
 from worker.orders import PATHS
 
@@ -48,7 +49,7 @@ def main(load: Callable[[], Mapping[str, Work]] | None = None) -> None:
     Args:
         load: imports the work and returns it by kind; core's own when left out.
     """
-    descriptor, walls = confine.enter(int(sys.argv[1]))
+    descriptor, walls = confine.enter(int(sys.argv[1]), together=confine.TOGETHER in sys.argv)
     channel = Channel(descriptor)
     orders = _listen()
     works = (load or core_work)()
@@ -127,6 +128,9 @@ def _attempt(works: Mapping[str, Work], order: dict[str, Any], channel: Channel)
     """Do the work and return the last event."""
     try:
         _set_threads(order["threads"])
+        if order["kind"] == "convert":
+            # Before the limits: networks load it on demand, and it would use up half of them.
+            importlib.import_module("torchvision")
         confine.limit(**order.get("limits", {"address_space": None, "cpu_seconds": None}))
         arguments = _arguments(order["arguments"])
         if order.get("checkpoints") is not None:
@@ -135,6 +139,9 @@ def _attempt(works: Mapping[str, Work], order: dict[str, Any], channel: Channel)
         json.dumps(result, allow_nan=False)
     except Interrupted:
         return {"event": "interrupted"}
+    except ProcessDied as error:
+        traceback.print_exc()
+        return _failed("training_process_died", str(error), retryable=True)
     except CoreError as error:
         return _failed(error.code, str(error))
     except Exception as error:  # noqa: BLE001  # the edge of the process: said, never hidden
@@ -173,8 +180,9 @@ def _keeper(options: dict[str, Any], out: Path, channel: Channel) -> Keeper:
     return keeper
 
 
-def _failed(code: str, detail: str) -> dict[str, Any]:
-    return {"event": "failed", "code": code, "detail": detail[:_MAX_DETAIL], "retryable": False}
+def _failed(code: str, detail: str, *, retryable: bool = False) -> dict[str, Any]:
+    said = {"code": code, "detail": detail[:_MAX_DETAIL], "retryable": retryable}
+    return {"event": "failed", **said}
 
 
 def _arguments(raw: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class WorkerThread(threading.Thread):
         """Work until ``stop``; the runners belong to this thread and end with it."""
         here = self._here
         here.bench.refill()
-        sweeper = Sweeper(here.name, "embedded", here.sandbox)
+        sweeper = Sweeper(here.name, "embedded", here.sandbox, here.memory)
         sweeper.start()
         try:
             WorkController(
@@ -152,10 +152,12 @@ def _take_over(settings: Settings) -> None:
         _log.info("predecessor_leases_freed", jobs=freed)
     with transaction() as session:
         key = keys.bootstrap(session)
+        if key is not None:
+            # Before the commit: a key is made once, and of one that is not in a file nobody knows.
+            path = settings.data_dir / "bootstrap.key"
+            path.unlink(missing_ok=True)
+            write_private(path, key + "\n")
     if key is not None:
-        path = settings.data_dir / "bootstrap.key"
-        path.unlink(missing_ok=True)
-        write_private(path, key + "\n")
         sys.stdout.write(f"API key with every scope, shown once and kept in {path}:\n{key}\n")
         sys.stdout.flush()
 

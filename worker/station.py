@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 
 from app.store.blobs import blobs
+from app.store.homes import Home, remove_leftovers
 from app.store.session import settings
-from worker import sandbox
-from worker.home import Home, remove_leftovers
+from worker import capacity, sandbox
 from worker.spare import Bench
 from worker.supervisor import Runner
 
@@ -29,6 +29,8 @@ class Station:
         self.home = Home(blobs())
         self.sandbox = self._measured()
         """Level of the walls around its runners, tried now."""
+        self.memory = capacity.memory()
+        """Bytes in which its runners compute."""
         self.closing = threading.Event()
         """Set when the process is asked to end: the job at work is given back."""
         self.bench = Bench(self._spawn, ahead=settings().spare_runner)
@@ -42,7 +44,7 @@ class Station:
 
     def _measured(self) -> sandbox.Level:
         try:
-            return sandbox.require(self.home.path, settings().sandbox_minimum)
+            return sandbox.require(self.home.path, settings().sandbox_minimum, together=_together())
         except SystemExit:
             self.home.close()
             raise
@@ -50,11 +52,17 @@ class Station:
     def _spawn(self) -> Runner:
         folder = Path(self.home.path, secrets.token_hex(8))
         folder.mkdir(mode=0o700)
-        return Runner(folder, threads=settings().torch_threads, module=self._module)
+        return Runner(
+            folder, threads=settings().torch_threads, module=self._module, together=_together()
+        )
+
+
+def _together() -> bool:
+    return settings().train_processes != 1
 
 
 @cache
 def station() -> Station:
     """Return the station of this process; the first call clears away dead predecessors'."""
-    remove_leftovers(settings().data_dir / "scratch")
+    remove_leftovers(settings().data_dir)
     return Station()

@@ -204,7 +204,9 @@ def _unlearn(claim: Claim) -> dict[str, Any]:
         "selector": claim.selector,
         "forget_classes": list(claim.forget_classes),
         "policy": claim.job.policy,
+        "purpose": claim.purpose,
         "ladder": ladder(_situation(claim)),
+        "processes": settings().train_processes,
         **claim.job.options,
     }
 

@@ -13,6 +13,7 @@ import queue
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +28,9 @@ from worker.protocol import Event, ProtocolError, Ready
 
 TERM_SECONDS = 5.0
 """Between asking a runner to end and killing it."""
+
+_OWN_MEMORY = ("RssAnon:", "RssShmem:")
+"""Lines of ``/proc/PID/status``, in KiB; files are in a third."""
 
 _STDERR_LINES = 40
 _Ended = ProtocolError | None
@@ -50,9 +54,17 @@ class Runner:
         scratch: a private folder that belongs to this runner; removed by ``close``.
         threads: threads of its numeric libraries; 0 leaves their choice.
         module: what to run; tests put a stand-in here.
+        together: whether several processes may have to train together.
     """
 
-    def __init__(self, scratch: Path, *, threads: int = 0, module: str = "worker.runner") -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        *,
+        threads: int = 0,
+        module: str = "worker.runner",
+        together: bool = False,
+    ) -> None:
         self.scratch = scratch
         self.out = scratch / "out"
         self.out.mkdir(mode=0o700)
@@ -66,7 +78,7 @@ class Runner:
         self._closed = threading.Event()
         self._stderr: deque[bytes] = deque(maxlen=_STDERR_LINES)
         self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-            sandbox.command(module),
+            sandbox.command(module, together=together),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -90,12 +102,11 @@ class Runner:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that are its own: resident, and no files."""
-        try:
-            found = psutil.Process(self.pid).memory_info()
-        except psutil.NoSuchProcess:
-            return 0
-        return int(found.rss - getattr(found, "shared", 0))
+        """Bytes of memory that it and all that it started hold: resident, and no files.
+
+        What several of them share counts for each.
+        """
+        return sum(_memory(pid) for pid in psutil.pids() if _session(pid) == self.pid)
 
     @property
     def alive(self) -> bool:
@@ -216,6 +227,24 @@ class Runner:
                 self._stderr.append(line)
         except ValueError:  # the pipe was closed under us by close()
             return
+
+
+def _session(pid: int) -> int | None:
+    """Session of a process, which a runner can't leave; None if the process is gone."""
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
+def _memory(pid: int) -> int:
+    try:
+        if sys.platform != "linux":
+            return int(psutil.Process(pid).memory_info().rss)
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (psutil.Error, FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(_OWN_MEMORY))
 
 
 def _environment(scratch: Path, threads: int) -> dict[str, str]:

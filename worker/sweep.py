@@ -1,17 +1,22 @@
-"""The thread that recovers everything else: expired leases, unheard bells, bytes without rows."""
+"""The thread that recovers everything else: expired leases, unheard bells, bytes without rows.
+
+It also watches its own worker: one that hears no bell any more is ended, to be started anew.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 
 import structlog
 
 from app import bell
-from app.store import jobs, partial, workers
+from app.store import homes, jobs, workers
 from app.store.blobs import blobs
 from app.store.failpoints import failpoint
 from app.store.session import settings, transaction
 from worker import garbage
+from worker.alive import deaf
 
 _log = structlog.get_logger(__name__)
 
@@ -23,13 +28,17 @@ class Sweeper(threading.Thread):
         name: of the worker.
         kind: ``celery`` or ``embedded``.
         sandbox: level of the walls around its runners.
+        memory: bytes in which they compute.
     """
 
-    def __init__(self, name: str, kind: str, sandbox: str | None = None) -> None:
+    def __init__(
+        self, name: str, kind: str, sandbox: str | None = None, memory: int | None = None
+    ) -> None:
         super().__init__(name="sweeper", daemon=True)
         self._worker = name
         self._kind = kind
         self._sandbox = sandbox
+        self._memory = memory
         self._closing = threading.Event()
 
     def run(self) -> None:
@@ -40,6 +49,7 @@ class Sweeper(threading.Thread):
             try:
                 every = max(1, int(blobs().listing_seconds / seconds))
                 self._sweep(with_garbage=passes % every == 0)
+                self._end_if_deaf()
             except Exception:  # noqa: BLE001  # recovery must survive whatever it meets
                 _log.exception("sweep_failed")
             passes += 1
@@ -54,7 +64,7 @@ class Sweeper(threading.Thread):
 
     def _sweep(self, *, with_garbage: bool) -> None:
         with transaction() as session:
-            workers.seen(session, self._worker, self._kind, 1, self._sandbox)
+            workers.seen(session, self._worker, self._kind, 1, self._sandbox, self._memory)
             counts = jobs.sweep(session)
             failpoint("sweep.before_commit")
         failpoint("sweep.after_commit")
@@ -64,4 +74,15 @@ class Sweeper(threading.Thread):
         garbage.empty_trash()
         if with_garbage:
             garbage.collect()
-            partial.sweep()
+            homes.remove_leftovers(settings().data_dir)
+
+    def _end_if_deaf(self) -> None:
+        """End the process if jobs are rung in vain while its worker is idle.
+
+        A consumer can be left with a dead line to the broker and never notice. The embedded worker
+        has no line: whatever ends its thread ends its process, too.
+        """
+        if self._kind == "celery" and deaf(self._worker):
+            _log.error("worker_deaf", worker=self._worker)
+            # Not by asking: a consumer that hears nothing may not hear that either.
+            os._exit(1)

@@ -8,8 +8,10 @@ afterwards what holds, and says so.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import platform
+import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
@@ -48,9 +50,10 @@ _WRITE = (
 _DEVICE = _WRITE_FILE | _READ_FILE | _READ_DIR | _IOCTL_DEV
 
 # seccomp: classic BPF over (number, architecture, ..., arguments).
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _DENY, _MISSING = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-_AF_UNIX, _SOCK_DGRAM = 1, 2
+_AF_UNIX, _AF_INET, _AF_NETLINK = 1, 2, 16
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 # Number on x86-64 and on 64-bit Arm.
 _ALWAYS = {
@@ -87,7 +90,26 @@ _ALWAYS = {
     "finit_module": (313, 273),
     "kexec_load": (246, 104),
     "open_by_handle_at": (304, 265),
+    # Landlock knows none of these, and what is lent are often links to the very blobs.
+    "truncate": (76, 45),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
 }
+_OLD_FORMS = {"chmod": 90, "chown": 92, "lchown": 94, "utime": 132, "utimes": 235, "futimesat": 261}
+"""The same, on x86-64 alone."""
 _SOCKET, _KILL_NR, _TGKILL, _PRLIMIT = (41, 198), (62, 129), (234, 131), (302, 261)
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -111,6 +133,14 @@ def own_namespaces() -> bool:
     return True
 
 
+def loopback() -> bool:
+    """Let the processes of one's own network talk to each other: bring its only interface up."""
+    request = struct.pack("16sH22x", b"lo", _IFF_UP)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, request)
+    return True
+
+
 def no_capabilities() -> None:
     """Give up every capability, those over one's own namespaces too."""
     header = struct.pack("<Ii", _CAPABILITY_VERSION, 0)
@@ -118,16 +148,19 @@ def no_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset failed")
 
 
-def landlock(*, read: Iterable[Path], write: Iterable[Path], devices: Iterable[Path]) -> bool:
-    """Leave these paths and no others; False if the kernel has no Landlock.
+def landlock(
+    *, read: Iterable[Path], write: Iterable[Path], devices: Iterable[Path], loopback: bool = False
+) -> bool:
+    """Leave these paths and no others; False if what is left can be cut off, or all of it is left.
 
-    From version 4 on TCP goes too, from version 6 on signals to others and their sockets.
+    The first takes version 3. From version 4 on TCP goes too, except for ``loopback``, from version
+    6 on signals to others and their sockets.
     """
     version = _libc.syscall(_CREATE_RULESET, None, 0, 1)
     if version < 1:
         return False
     handled = (1 << _FS_RIGHTS.get(version, 16)) - 1
-    net = 0b11 if version >= 4 else 0
+    net = 0b11 if version >= 4 and not loopback else 0
     scoped = 0b11 if version >= 6 else 0
     attributes = struct.pack("<QQQ", handled, net, scoped)
     attributes = attributes[: 8 if version < 4 else 16 if version < 6 else 24]
@@ -138,16 +171,17 @@ def landlock(*, read: Iterable[Path], write: Iterable[Path], devices: Iterable[P
         for paths, rights in ((read, _READ), (write, _WRITE), (devices, _DEVICE)):
             for path in paths:
                 _allow(ruleset, path, rights & handled)
-        return bool(_libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
+        return bool(_libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0) and version >= 3
     finally:
         os.close(ruleset)
 
 
-def seccomp(*, unix_sockets: bool) -> bool:
-    """Refuse the network, signals to others, and what only attacks on the kernel need.
+def seccomp(*, unix_sockets: bool, loopback: bool = False) -> bool:
+    """Refuse the network, signals to others, new marks on files, and what only attacks need.
 
     Args:
         unix_sockets: leave stream sockets of this machine, which CUDA makes and never connects.
+        loopback: leave TCP, and the list of interfaces that its users ask for.
     """
     if platform.machine() not in _MACHINES:
         return False
@@ -161,8 +195,9 @@ def seccomp(*, unix_sockets: bool) -> bool:
         _op(_AT_LEAST, _X32, 0, 1),
         _op(_RETURN, _DENY),
     ]
-    for numbers in _ALWAYS.values():
-        code += _when(numbers[column], [_op(_RETURN, _DENY)])
+    refused = [n[column] for name, n in _ALWAYS.items() if name != "connect" or not loopback]
+    for number in refused + ([] if column else [*_OLD_FORMS.values()]):
+        code += _when(number, [_op(_RETURN, _DENY)])
     # Without clone3, whose flags lie in memory, the C library takes clone.
     code += _when(_CLONE3[column], [_op(_RETURN, _MISSING)])
     flags = _argument(0)
@@ -171,19 +206,9 @@ def seccomp(*, unix_sockets: bool) -> bool:
     )
     for numbers, own in ((_KILL_NR, (me, 0)), (_TGKILL, (me,)), (_PRLIMIT, (me, 0))):
         code += _when(numbers[column], _unless_first_is(own))
-    if unix_sockets:
-        body = [
-            _argument(0),
-            _op(_EQUAL, _AF_UNIX, 1, 0),
-            _op(_RETURN, _DENY),
-            _argument(1),
-            _op(0x54, 0xF),
-            _op(_EQUAL, _SOCK_DGRAM, 0, 1),
-            _op(_RETURN, _DENY),
-        ]
-        code += _when(_SOCKET[column], body)
-    else:
-        code += _when(_SOCKET[column], [_op(_RETURN, _DENY)])
+    families = [(_AF_UNIX, _NOT_DATAGRAM)] if unix_sockets else []
+    families += [(_AF_INET, _STREAM), (_AF_NETLINK, _ANY)] if loopback else []
+    code += _when(_SOCKET[column], _only(families))
     code.append(_op(_RETURN, _ALLOW))
     filters = ctypes.create_string_buffer(b"".join(code), 8 * len(code))
     program = struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(filters))
@@ -214,6 +239,14 @@ def _argument(index: int) -> bytes:
     return _op(_LOAD, 16 + 8 * index)
 
 
+_SOCK_STREAM, _SOCK_DGRAM = 1, 2
+_TYPE = [_op(_LOAD, 16 + 8), _op(_AND, 0xF)]
+"""Load the type of a socket, without its flags."""
+_NOT_DATAGRAM = [*_TYPE, _op(_EQUAL, _SOCK_DGRAM, 0, 1), _op(_RETURN, _DENY)]
+_STREAM = [*_TYPE, _op(_EQUAL, _SOCK_STREAM, 1, 0), _op(_RETURN, _DENY)]
+_ANY: list[bytes] = []
+
+
 def _when(number: int, body: list[bytes]) -> list[bytes]:
     """Run ``body`` for one system call, allow it afterwards, and go on with the others."""
     body = [*body, _op(_RETURN, _ALLOW)]
@@ -224,6 +257,15 @@ def _unless_first_is(own: tuple[int, ...]) -> list[bytes]:
     """Deny unless the first argument is one of these process ids."""
     tests = [_op(_EQUAL, pid, len(own) - index, 0) for index, pid in enumerate(own)]
     return [_argument(0), *tests, _op(_RETURN, _DENY)]
+
+
+def _only(families: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """Deny sockets but those of these families, of the types that their test lets pass."""
+    code = [_argument(0)]
+    for family, test in families:
+        body = [*test, _op(_RETURN, _ALLOW)]
+        code += [_op(_EQUAL, family, 0, len(body)), *body]
+    return [*code, _op(_RETURN, _DENY)]
 
 
 def _prctl(option: int, value: int) -> None:

@@ -66,9 +66,10 @@ async def append(
         TooSlow, ChecksumMismatch: as they say.
         Unacceptable: ``checksum_mismatch`` if the upload is complete, and not what was announced.
         InsufficientStorage: the upload is failed then, and its bytes are gone.
+        Unavailable: ``upload_elsewhere``; nothing is lost where the bytes are.
     """
     await run_in_threadpool(_read, tenant_id, upload_id, offset)
-    with await run_in_threadpool(partial.open_locked, tenant_id, upload_id) as file:
+    with await run_in_threadpool(partial.open_locked, tenant_id, upload_id, offset) as file:
         # Read again: it may have changed before the lock was ours.
         upload = await run_in_threadpool(_read, tenant_id, upload_id, offset)
         _check_announced(http_request, upload)
@@ -231,20 +232,22 @@ def _resume(upload: tables.Upload, file: BinaryIO) -> Digest:
     if size > offset:
         file.truncate(offset)
     with _lock:
-        hashed, digest = _digests.pop(upload.id, (0, None))
+        hashed, digest = _digests.get(upload.id, (0, None))
     if digest is None or hashed != offset:
         digest = hashlib.sha256()
         file.seek(0)
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
+        _remember(upload, digest)
     file.seek(offset)
-    return digest
+    # A copy: a piece that is refused must not cost the next one all the reading again.
+    return digest.copy()
 
 
 def _remember(upload: tables.Upload, digest: Digest) -> None:
-    if upload.status != "receiving":
-        return
     with _lock:
-        _digests[upload.id] = (upload.received_bytes, digest)
+        _digests.pop(upload.id, None)
+        if upload.status == "receiving":
+            _digests[upload.id] = (upload.received_bytes, digest)
         while len(_digests) > MOST_DIGESTS:
             _digests.popitem(last=False)

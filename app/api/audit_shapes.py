@@ -60,6 +60,7 @@ class ReferenceBankCreate(Shape):
     )
     seed: Seed = 0
     batch_size: BatchSize = 256
+    time_limit_seconds: TimeLimit = 21_600
 
 
 class AuditReport(Shape):

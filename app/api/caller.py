@@ -31,11 +31,12 @@ def identified(
         TooMany: ``rate_limited``.
     """
     address = address_of(http_request)
-    limiter().refuse_guessing(address)
+    guesser = _guesser(address)
+    limiter().refuse_guessing(guesser)
     try:
         caller = _authenticated(credentials, address)
     except Unauthenticated as error:
-        limiter().count_guess(address)
+        limiter().count_guess(guesser)
         log.warning(
             "access_refused",
             request_id=http_request.scope["lethe.request_id"],
@@ -53,15 +54,29 @@ def identified(
 def address_of(http_request: Request) -> str:
     """Return the address of the client: the last one that is not a proxy we trust."""
     client = http_request.client
-    found = client.host if client is not None else ""
+    found = _plain(client.host) if client is not None else ""
     trusted = settings().trusted_proxies
     named = ",".join(http_request.headers.getlist("x-forwarded-for")).split(",")
     while named and any(_is_in(found, network) for network in trusted):
         before = named.pop().strip()
         if not before:
             break
-        found = before
+        found = _plain(before)
     return found
+
+
+def _plain(address: str) -> str:
+    """The address as it is; a socket of both families shows IPv4 inside IPv6."""
+    found = _parsed(address)
+    return str(getattr(found, "ipv4_mapped", None) or found or address)
+
+
+def _guesser(address: str) -> str:
+    """What is counted: an address, of IPv6 the /64, for one host can take every address in that."""
+    found = _parsed(address)
+    if not isinstance(found, ipaddress.IPv6Address):
+        return address
+    return str(ipaddress.IPv6Network((int(found), 64), strict=False))
 
 
 def _authenticated(credentials: HTTPAuthorizationCredentials | None, address: str) -> keys.Caller:
@@ -72,7 +87,12 @@ def _authenticated(credentials: HTTPAuthorizationCredentials | None, address: st
 
 
 def _is_in(address: str, network: keys.Network) -> bool:
+    found = _parsed(address)
+    return found is not None and found in network
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(address) in network
+        return ipaddress.ip_address(address)
     except ValueError:
-        return False
+        return None

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from core import networks
 from core.audits import audits
-from core.catalogue import needs_of_pruner, notes
+from core.catalogue import needs_of_pruner, needs_of_unlearner, notes
 from core.pruners import pruners
 from core.registry import Entry
 from core.unlearners import unlearners
@@ -40,7 +40,10 @@ class Unlearner(Variant):
 
     object: Literal["unlearner"] = "unlearner"
     exact: bool = Field(description="Equal to retraining by construction.")
-    needs: list[str] = Field(description="What must be registered with the model to use it.")
+    needs: list[str] = Field(
+        description="What must be registered with the model to use it with its default options. "
+        "Of `prune_first` the options decide: it needs what its pruner and its unlearner need."
+    )
     networks: list[str] = Field(description="Architectures it is for; empty for any.")
     cost: str = Field(description="Time and memory, in words.")
     promise: str = Field(description="What can be relied on, and what can't.")
@@ -133,7 +136,7 @@ def _unlearner(entry: Entry[Any]) -> Unlearner:
     return Unlearner(
         **_fields(entry),
         exact=config.exact,
-        needs=list(config.needs),
+        needs=list(needs_of_unlearner(entry)),
         networks=list(config.networks),
         **_account(entry),
     )

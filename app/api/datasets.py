@@ -34,7 +34,7 @@ from .listing import Pages, page_of
 from .problems import problems
 from .schema import uploads_of
 from .shapes import Links, Metadata, Name, Page, Rejection, Shape
-from .sources import Sourced
+from .sources import FileSource, Sourced
 from .uploads import Upload
 from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
 
@@ -46,6 +46,9 @@ MAGIC = b"PAR1"
 class DatasetCreate(Sourced):
     """What comes along with a parquet file, or names where it lies."""
 
+    source: FileSource | None = Field(
+        None, description="Instead of a file in the call; then the whole body is this JSON."
+    )
     name: Name
     purpose: Literal["train", "forget"] | None = Field(
         None,

@@ -45,7 +45,7 @@ SOURCED_MODEL: dict[str, Any] = {
         "preprocessing": {"scale": 0.0625},
         "dataset": DATASET_ID,
         "source": {"type": "upload", "id": UPLOAD_ID},
-    }
+    },
 }
 UPLOAD_COMPLETE: dict[str, Any] = {"without a digest": {}}
 UNLEARN_REQUESTS: dict[str, Any] = {

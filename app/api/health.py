@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -10,6 +12,7 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..settings import Settings
 from ..store import figures, session, workers
 from ..store.blobs import StorageAway, blobs
 from .shapes import Shape
@@ -17,6 +20,8 @@ from .shapes import Shape
 router = APIRouter(tags=["operations"])
 BROKER_TIMEOUT_SECONDS = 0.5
 SKEW_SECONDS = 5.0
+KEPT_SECONDS = 1.0
+"""How long an answer is good: nobody needs a key to ask, and every look writes and dials."""
 
 
 class Alive(Shape):
@@ -43,6 +48,11 @@ class Ready(Shape):
     )
 
 
+_kept: tuple[float, Settings, Ready] | None = None
+"""Until when the last answer is good, under which settings, and what it was."""
+_lock = threading.Lock()
+
+
 @router.get("/healthz", operation_id="get_health", response_model=Alive)
 async def healthz() -> Alive:
     """Say that the process is alive; touches nothing else."""
@@ -67,12 +77,30 @@ def readyz(http_response: Response) -> Ready:
     that is wrong, the service is `degraded`, not unavailable: requests are kept, and done later.
     Uploads and downloads need the storage.
     """
+    found = _lately()
+    if found.status == "unavailable":
+        http_response.status_code = 503
+    return found
+
+
+def _lately() -> Ready:
+    """What was found within the last second, or is found now: by one caller, for all that wait."""
+    global _kept
+    with _lock:
+        settings = session.settings()
+        if _kept is None or _kept[1] is not settings or time.monotonic() >= _kept[0]:
+            found = _look()
+            _kept = (time.monotonic() + KEPT_SECONDS, settings, found)
+        return _kept[2]
+
+
+def _look() -> Ready:
     database, migrations, clock, live, sandbox = _database()
     storage = _storage()
     broker = broker_answers(session.settings().broker_url)
+    status: Literal["ready", "degraded", "unavailable"]
     if not (database and migrations):
-        http_response.status_code = 503
-        status: Literal["ready", "degraded", "unavailable"] = "unavailable"
+        status = "unavailable"
     else:
         status = "ready" if storage and clock and broker and live else "degraded"
     return Ready(

@@ -1,4 +1,4 @@
-"""Files that are named by a URL: from the operator's folder or mirror, and from nowhere else.
+"""Files that are named by a URL: from the operator's folder, mirror or buckets, and nowhere else.
 
 No host of a caller's choice is ever asked, and no redirect is followed, so there is no address that
 a caller could make this service talk to.
@@ -6,22 +6,19 @@ a caller could make this service talk to.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import http.client
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import SplitResult, quote, urlsplit
 
-from ..store.errors import TooLarge, Unacceptable, Unavailable
+from ..store.errors import ServiceError, TooLarge, Unacceptable
 from ..store.session import settings
-from .pace import SLOWEST
+from . import connections
+from .outbound import Readable, get, missing, unavailable
 from .sink import CHUNK_BYTES
 
 SCHEMES = ("file", "hf", "s3")
@@ -29,21 +26,14 @@ LONGEST_URL = 2048
 _PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.\-+=@ ]{1,255}")
 
 
-class Readable(Protocol):
-    """Bytes from somewhere."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes, none at the end."""
-
-
 def bring(url: str, tenant_id: str, target: Path, limit: int) -> str:
     """Copy what ``url`` names to ``target`` in constant memory; return its SHA-256 in hex.
 
     Raises:
         Unacceptable: ``url_invalid``, ``url_scheme_not_allowed``, ``data_source_not_allowed``,
-            ``source_not_found`` or ``source_redirected``.
+            ``source_not_found``, ``source_forbidden`` or ``source_redirected``.
         TooLarge: over ``limit`` bytes.
-        Unavailable: ``source_unavailable`` if the mirror does not answer as it should.
+        Unavailable: ``source_unavailable`` if mirror or bucket do not answer as they should.
     """
     found = _parsed(url)
     parts = found.path.split("/")[1:]
@@ -53,7 +43,8 @@ def bring(url: str, tenant_id: str, target: Path, limit: int) -> str:
     if found.scheme == "hf":
         with _in_mirror([found.netloc, *parts]) as source:
             return _copy(source, target, limit)
-    raise _not_allowed("No connection to this bucket is registered.")
+    with connections.opened(tenant_id, found.netloc, "/".join(parts)) as source:
+        return _copy(source, target, limit)
 
 
 def _parsed(url: str) -> SplitResult:
@@ -101,9 +92,9 @@ def _in_folder(root: Path, parts: list[str]) -> Iterator[Readable]:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             file = stack.enter_context(os.fdopen(os.open(parts[-1], flags, dir_fd=folder), "rb"))
         except OSError:
-            raise _missing() from None
+            raise missing() from None
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise _missing()
+            raise missing()
         yield file
 
 
@@ -112,7 +103,7 @@ def _in_mirror(parts: list[str]) -> Iterator[Readable]:
     """Open ``owner/repository[@revision]/path`` of the operator's mirror."""
     mirror = settings().hf_mirror
     if not mirror:
-        raise _not_allowed("No mirror is configured.")
+        raise Unacceptable("data_source_not_allowed", "No mirror is configured.")
     if len(parts) < 3:
         raise _invalid("Name hf://owner/repository/path.")
     owner, repository, *path = parts
@@ -124,53 +115,13 @@ def _in_mirror(parts: list[str]) -> Iterator[Readable]:
             yield source
         return
     where = [owner, repository, "resolve", revision or "main", *path]
-    with _get(mirror.rstrip("/") + "/" + "/".join(map(quote, where))) as source:
+    address = mirror.rstrip("/") + "/" + "/".join(map(quote, where))
+    with get(address, _refused_by_mirror) as source:
         yield source
 
 
-@contextmanager
-def _get(url: str) -> Iterator[Readable]:
-    found = urlsplit(url)
-    kind = http.client.HTTPSConnection if found.scheme == "https" else http.client.HTTPConnection
-    seconds = settings().upload_slow_seconds
-    connection = kind(found.hostname or "", found.port, timeout=seconds)
-    try:
-        connection.request("GET", found.path, headers={"Accept-Encoding": "identity"})
-        answer = connection.getresponse()
-        if 300 <= answer.status < 400:
-            raise Unacceptable("source_redirected", "The mirror sends elsewhere; not followed.")
-        if answer.status in (401, 403, 404, 410):
-            raise _missing()
-        if answer.status != 200:
-            raise _unavailable()
-        yield _Watched(answer, seconds)
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # our own disk, not the mirror
-        raise _unavailable() from None
-    finally:
-        connection.close()
-
-
-class _Watched:
-    """An answer that must come whole, and not too slowly."""
-
-    def __init__(self, answer: http.client.HTTPResponse, seconds: float) -> None:
-        self._answer = answer
-        self._seconds = seconds
-        self._start = time.monotonic()
-        self._taken = 0
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes, none at the end."""
-        chunk = self._answer.read1(size)
-        self._taken += len(chunk)
-        passed = time.monotonic() - self._start
-        if passed > self._seconds and self._taken < passed * SLOWEST:
-            raise _unavailable()
-        if not chunk and self._answer.length:
-            raise _unavailable()  # it ended early
-        return chunk
+def _refused_by_mirror(status: int, _: bytes) -> ServiceError:
+    return missing() if status in (401, 403, 404, 410) else unavailable()
 
 
 def _copy(source: Readable, target: Path, limit: int) -> str:
@@ -188,16 +139,3 @@ def _copy(source: Readable, target: Path, limit: int) -> str:
 
 def _invalid(detail: str) -> Unacceptable:
     return Unacceptable("url_invalid", detail)
-
-
-def _not_allowed(detail: str) -> Unacceptable:
-    return Unacceptable("data_source_not_allowed", detail)
-
-
-def _missing() -> Unacceptable:
-    return Unacceptable("source_not_found", "There is no such file, or it may not be read.")
-
-
-def _unavailable() -> Unavailable:
-    detail = "The mirror does not answer as it should."
-    return Unavailable("source_unavailable", detail, headers={"Retry-After": "30"})

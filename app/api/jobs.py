@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse
 
-from core.findings import Finding, Gate, Rung
+from core.findings import Finding, Gate, Processes, Rung
 
 from ..store import audits, jobs, tables
 from ..store.errors import BadRequest, Conflict, NotFound
@@ -53,6 +53,10 @@ class JobResult(Shape):
     cost: dict[str, Any] | None
     findings: list[Finding] | None = Field(description="Of an audit job. Left out (null) in lists.")
     models: int | None = Field(description="How many reference models were trained.")
+    processes: Processes | None = Field(
+        description="Of an oracle or reference models, where the worker is set to several "
+        "processes; those of an unlearn job are told by its rungs."
+    )
 
 
 class JobRung(Shape):
@@ -193,7 +197,7 @@ def cancel_job(
     responses=problems(NotFound, Conflict),
 )
 def retry_job(
-    caller: Annotated[Caller, requires("requests:create")],
+    caller: Annotated[Caller, requires("jobs:retry")],
     job_id: JobId,
     once: OptionalOnce,
     body: Annotated[Body[Nothing], Depends(optional_body(Nothing))],

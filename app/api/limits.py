@@ -76,14 +76,15 @@ class Limiter:
             TooMany: ``rate_limited``.
         """
         headers: dict[str, str] = {}
+        # The key first: what its limit refuses takes nothing from the tenant's other keys.
         for name, per_minute, who in (
-            ("tenant", self.settings.calls_per_minute_per_tenant, caller.tenant_id),
             ("key", self.settings.calls_per_minute_per_key, caller.key_id),
+            ("tenant", self.settings.calls_per_minute_per_tenant, caller.tenant_id),
         ):
             if per_minute:
                 if not self._ask("hit", per_minute, name, who):
                     raise self._refused(name, per_minute, who, f"Too many calls of this {name}.")
-                headers = self._headers(name, per_minute, who)
+                headers = headers or self._headers(name, per_minute, who)
         return headers
 
     def _ask(self, verb: str, per_minute: int, *who: str) -> bool:

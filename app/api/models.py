@@ -39,7 +39,7 @@ from .listing import Pages, page_of
 from .problems import problems
 from .schema import uploads_of
 from .shapes import Links, Metadata, Name, Page, Shape
-from .sources import Source, Sourced
+from .sources import FileSource, Sourced
 from .uploads import Upload
 from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
 
@@ -89,7 +89,7 @@ class ModelCreate(Sourced):
         description="What the file is; found out if left out. `pytorch` is what `torch.save` "
         "writes of a state dict.",
     )
-    importance: Source | None = Field(
+    importance: FileSource | None = Field(
         None, description="Beside `source`: what the part `importance` would hold."
     )
     metadata: Metadata = Field(default_factory=dict)
@@ -156,7 +156,7 @@ async def create_model(
     taken.
     Send `multipart/form-data` with the parts `file` and `metadata` (JSON), or the raw bytes with
     the metadata as base64 in the header `X-Model-Metadata`, which is faster; or JSON alone, with
-    the `source` of the file. Baseline findings are
+    the `source` of the file, or of all files of a sharded checkpoint. Baseline findings are
     measured in the background: read the model until its latest version is `ready`.
 
     Exactly one of the metadata's `dataset` and the part `importance` is needed, else the answer is

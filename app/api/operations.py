@@ -10,7 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, SecurityScopes
 from pydantic import Field
 
 from .. import __version__
-from ..store import session
+from ..store import isolation, session
 from . import metrics
 from .deps import authenticated, bearer, known_parameters, requires
 from .shapes import Shape
@@ -57,7 +57,8 @@ async def scraper(
 )
 def get_metrics() -> Response:
     """Return the figures of the service, for Prometheus."""
-    return Response(metrics.exposition(), media_type=metrics.MEDIA_TYPE)
+    with isolation.across_tenants():
+        return Response(metrics.exposition(), media_type=metrics.MEDIA_TYPE)
 
 
 @router.get(

@@ -103,13 +103,14 @@ class Recommendation(Shape):
     openapi_extra=accepts("RecommendationCreate", examples.RECOMMENDATIONS),
 )
 def recommend_unlearners(
-    caller: Annotated[Caller, requires("models:read")],
+    caller: Annotated[Caller, requires("requests:create")],
     session: ReadSession,
     body: Annotated[Body[RecommendationCreate], Depends(json_body(RecommendationCreate))],
 ) -> Recommendation:
     """Say which unlearners the policy would try for a request, in order, and why not the others.
 
     Nothing is stored: ask as often as you like. References to subjects are hashed and forgotten.
+    The answer tells whether somebody is in the data, so it takes the scope of a request.
     """
     wanted = body.value
     admission.refuse_unavailable(wanted.policy)

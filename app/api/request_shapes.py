@@ -91,7 +91,10 @@ class UnlearnRequestCreate(Shape):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = Field(0, description="Of all randomness.")
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 256
     bn_policy: BatchNormPolicy = Field(
-        "recalibrate", description="What becomes of batch-norm statistics."
+        "recalibrate",
+        description="What becomes of batch-norm statistics: `recalibrate` measures them anew on "
+        "retained records, `frozen` keeps the parent's, `tracked` lets training on retained "
+        "records move them. Unlearners that step on forget records take `tracked` as `frozen`.",
     )
     time_limit_seconds: Annotated[float, Field(gt=0, le=7 * 86_400)] = Field(
         21_600, description="Wall-clock limit of the job; a rung past it fails."

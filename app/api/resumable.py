@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Annotated, Any, Literal
@@ -30,7 +31,7 @@ from ..store.errors import (
 from ..store.keys import Caller
 from ..store.session import reading, settings, transaction
 from ..store.status import UPLOAD_OPEN
-from . import examples
+from . import examples, limits
 from .appending import Checksum, ChecksumMismatch, append
 from .deps import ReadSession, requires
 from .idempotency import Answer, OptionalOnce
@@ -231,12 +232,13 @@ async def create_upload(
         return Answer(201, shape(row), headers)
 
     fingerprint = f"{size} {expected} {upload_metadata}"
-    answer = await run_in_threadpool(once.answer, caller, fingerprint, act)
-    if has_body and "Idempotency-Replayed" not in answer.headers:
-        upload_id = answer.headers["Location"].rpartition("/")[2]
-        row = await append(http_request, caller.tenant_id, upload_id, 0, checksum)
-        return _created(row)
-    return answer
+    with limits.upload(caller) if has_body else nullcontext():
+        answer = await run_in_threadpool(once.answer, caller, fingerprint, act)
+        if has_body and "Idempotency-Replayed" not in answer.headers:
+            upload_id = answer.headers["Location"].rpartition("/")[2]
+            row = await append(http_request, caller.tenant_id, upload_id, 0, checksum)
+            return _created(row)
+        return answer
 
 
 @router.head(
@@ -269,7 +271,7 @@ def get_upload(
     upload_id: UploadId,
     session: ReadSession,
 ) -> Upload:
-    """Read the state of one upload, also after it ended."""
+    """Read the state of one upload, also for a week after it ended."""
     return shape(uploads.get(session, caller.tenant_id, upload_id))
 
 
@@ -311,7 +313,8 @@ async def append_to_upload(
     if not re.fullmatch(r"[0-9]{1,18}", upload_offset or ""):
         raise BadRequest("upload_offset_missing", "Upload-Offset must be a number of bytes.")
     offset = int(upload_offset or 0)
-    row = await append(http_request, caller.tenant_id, upload_id, offset, checksum)
+    with limits.upload(caller):
+        row = await append(http_request, caller.tenant_id, upload_id, offset, checksum)
     return Response(status_code=204, headers=_progress(row))
 
 

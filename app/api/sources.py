@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core import shards
+from core.errors import InvalidInput
+
 from ..store import partial, uploads
 from ..store.blobs import blobs
 from ..store.errors import TooLarge, Unacceptable
+from ..store.homes import Home
 from ..store.keys import Caller
 from ..store.session import reading
 from . import imports
@@ -33,13 +36,44 @@ class UrlSource(Shape):
 
     type: Literal["url"]
     url: str = Field(
-        description="`file:///path` below the caller's part of the folder of imports, or "
-        "`hf://owner/repository[@revision]/path` of the operator's mirror."
+        description="`file:///path` below the caller's part of the folder of imports, "
+        "`hf://owner/repository[@revision]/path` of the operator's mirror, or "
+        "`s3://connection/key` of a bucket that the operator has registered for the caller."
+    )
+
+
+FileSource = Annotated[
+    UploadSource | UrlSource,
+    Field(discriminator="type", description="Where the bytes lie."),
+]
+
+
+class ShardTotals(Shape):
+    """Sums over the files of one model."""
+
+    total_size: int | None = Field(None, ge=0, description="Bytes of all tensors; checked.")
+    total_parameters: int | None = Field(None, ge=0, description="Not checked: some are tied.")
+
+
+class ShardIndex(Shape):
+    """What `model.safetensors.index.json` holds."""
+
+    weight_map: dict[str, str] = Field(min_length=1, description="Tensor -> name of its file.")
+    metadata: ShardTotals | None = Field(None, description="Sums over all files.")
+
+
+class ShardsSource(Shape):
+    """Several safetensors files that are one model; they are put together into one file."""
+
+    type: Literal["shards"]
+    index: ShardIndex
+    files: dict[str, FileSource] = Field(
+        min_length=1, max_length=256, description="Name in the index -> where that file lies."
     )
 
 
 Source = Annotated[
-    UploadSource | UrlSource,
+    UploadSource | UrlSource | ShardsSource,
     Field(discriminator="type", description="Where the bytes lie."),
 ]
 
@@ -75,8 +109,7 @@ async def fetched(wanted: Sourced, caller: Caller, limit: int) -> AsyncIterator[
         raise Unacceptable(
             "source_missing", "Send a file along, or name its source.", errors=[error]
         )
-    folder = await asyncio.to_thread(blobs().scratch)
-    try:
+    with await asyncio.to_thread(Home, blobs()) as folder:
         found = {
             name: await _fetch(source, caller, limit, folder / name)
             for name, source in wanted.named().items()
@@ -85,19 +118,42 @@ async def fetched(wanted: Sourced, caller: Caller, limit: int) -> AsyncIterator[
         attached = next(iter(found.values()), None)
         size = file.path.stat().st_size
         yield Upload(file.path, size, file.digest, b"", attached)
-    finally:
-        shutil.rmtree(folder)
 
 
 def uploads_of(wanted: Sourced) -> list[str]:
     """Return the ids of the uploads that are used up."""
-    return [each.id for each in wanted.named().values() if isinstance(each, UploadSource)]
+    files = [
+        file
+        for each in wanted.named().values()
+        for file in (each.files.values() if isinstance(each, ShardsSource) else [each])
+    ]
+    return [each.id for each in files if isinstance(each, UploadSource)]
 
 
 async def _fetch(source: Source, caller: Caller, limit: int, path: Path) -> Attachment:
+    if isinstance(source, ShardsSource):
+        return await _merged(source, caller, limit, path)
     if isinstance(source, UploadSource):
         return await asyncio.to_thread(_take_upload, source, caller, limit, path)
     digest = await asyncio.to_thread(imports.bring, source.url, caller.tenant_id, path, limit)
+    return Attachment(path, digest)
+
+
+async def _merged(source: ShardsSource, caller: Caller, limit: int, path: Path) -> Attachment:
+    """Bring all files, which together are as large as one may be, and make one of them."""
+    files: dict[str, Path] = {}
+    for number, (name, each) in enumerate(source.files.items()):
+        left = limit - sum(file.stat().st_size for file in files.values())
+        files[name] = path.with_name(f"{path.name}-{number}")
+        await _fetch(each, caller, left, files[name])
+    index = source.index
+    total = None if index.metadata is None else index.metadata.total_size
+    try:
+        digest = await asyncio.to_thread(
+            shards.merge, files, index.weight_map, path, total_size=total
+        )
+    except InvalidInput as error:
+        raise Unacceptable(error.code, error.detail) from None
     return Attachment(path, digest)
 
 

@@ -7,7 +7,6 @@ import base64
 import binascii
 import hashlib
 import re
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from fastapi import Request
 
 from ..store.blobs import blobs
 from ..store.errors import BadRequest, ServiceError, TooLarge, Unacceptable, Unsupported
+from ..store.homes import Home
 from .multipart import Parts
 from .pace import paced
 from .sink import Sink
@@ -77,8 +77,7 @@ async def receive(
     check_encoding(http_request)
     if "content-length" not in http_request.headers:
         raise LengthRequired(detail="Say how long the body is, or use POST /uploads.")
-    folder = await asyncio.to_thread(blobs().scratch)
-    try:
+    with await asyncio.to_thread(Home, blobs()) as folder:
         sink = Sink(folder / "upload", limit)
         more = {} if attachment is None else {attachment: Sink(folder / "attachment", limit)}
         try:
@@ -95,8 +94,6 @@ async def receive(
         finally:
             for each in (sink, *more.values()):
                 await asyncio.shield(each.abandon())
-    finally:
-        shutil.rmtree(folder)
 
 
 async def _multipart(

@@ -11,7 +11,7 @@ from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.findings import Finding, Gate
+from core.findings import Finding, Gate, Processes
 
 from ..store import audits, models, tables
 from ..store.errors import Conflict, Gone, NotFound, ServiceError, Unavailable
@@ -85,6 +85,10 @@ class VersionWithFindings(Version):
     baseline: list[Finding] | None = Field(description="Measured when it was prepared.")
     findings: list[Finding] = Field(description="Of the rung that made it.")
     gates: list[Gate] = Field(description="Of the rung that made it.")
+    processes: Processes | None = Field(
+        description="How many shared the trainings of that rung, where the worker was set to "
+        "several."
+    )
     audits: list[AuditReport] = Field(
         description="The last audits on demand, newest first; `links.audits` has all."
     )
@@ -135,6 +139,7 @@ def get_version(
         baseline=None if baseline is None else [Finding.model_validate(f) for f in baseline],
         findings=rung.get("findings", []),
         gates=rung.get("gates", []),
+        processes=rung.get("processes"),
         audits=reports(session, _latest_audits(session, row)),
     )
 

@@ -23,6 +23,8 @@ from .errors import Unavailable
 from .failpoints import failpoint
 
 CHUNK_BYTES = 2**18
+OWNER = "owner"
+"""Key of the bytes that name the database whose rows name all others; it is listed nowhere."""
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -110,7 +112,7 @@ class Blobs(ABC):
 
     @abstractmethod
     def keys(self) -> Iterator[tuple[str, float]]:
-        """Every key with the time its bytes were last changed, in seconds since the epoch."""
+        """Every key but ``OWNER``, with the time its bytes were last changed (since the epoch)."""
 
     @abstractmethod
     def check(self) -> None:
@@ -183,8 +185,9 @@ class Folder(Blobs):
         """Every key with the time its bytes were last changed, in seconds since the epoch."""
         for file in self.root.rglob("*"):
             try:
-                if file.is_file():
-                    yield file.relative_to(self.root).as_posix(), file.stat().st_mtime
+                key = file.relative_to(self.root).as_posix()
+                if key != OWNER and file.is_file():
+                    yield key, file.stat().st_mtime
             except FileNotFoundError:
                 continue  # removed while we looked
 

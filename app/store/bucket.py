@@ -23,7 +23,7 @@ from obstore.store import S3Store
 
 from app.settings import Settings
 
-from .blobs import BlobMissing, Blobs, Opened, StorageAway, digest, parts
+from .blobs import OWNER, BlobMissing, Blobs, Opened, StorageAway, digest, parts
 
 PART_BYTES = 8 * 2**20
 """Size of one part of an upload, and of one read; larger files go up in parts."""
@@ -109,6 +109,8 @@ class Bucket(Blobs):
         with _errors():
             for page in obstore.list(self._store):
                 for found in page:
+                    if found["path"] == OWNER:
+                        continue
                     yield found["path"], found["last_modified"].timestamp()
 
     def check(self) -> None:

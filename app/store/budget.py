@@ -44,8 +44,12 @@ class Spent:
 
 def spent(session: Session, model: Model) -> Spent:
     """Sum up the approximate versions that follow the last one trained from scratch."""
-    mine = Version.tenant_id == model.tenant_id, Version.model_id == model.id
-    versions = session.scalars(select(Version).where(*mine).order_by(Version.number.desc()))
+    chain = select(Version).where(
+        Version.tenant_id == model.tenant_id,
+        Version.model_id == model.id,
+        Version.role == "chain",  # an oracle has no number, and stands in no lineage
+    )
+    versions = session.scalars(chain.order_by(Version.number.desc()))
     tail = [*takewhile(lambda each: each.outcome == "erased_approximate", versions)]
     if not tail:
         return Spent()

@@ -18,7 +18,7 @@ from .status import EVIDENCE_KINDS, JOB_TERMINAL
 from .tables import Dataset, Document, Job, Model, Request, Version
 from .trash import throw
 
-Row = TypeVar("Row", Dataset, Model, Job, Version)
+Row = TypeVar("Row", Dataset, Version)
 
 
 class LeaseLost(Exception):
@@ -30,16 +30,23 @@ def problem(code: str, detail: str) -> Document:
     return {"code": code, "detail": detail}
 
 
-def lock(session: Session, tenant_id: str, job_id: str) -> Job | None:
-    """Return the job, locked together with its dataset and its model; None if there is none."""
+def lock(session: Session, tenant_id: str, job_id: str, *, is_patient: bool = True) -> Job | None:
+    """Return the job, locked together with its dataset and its model.
+
+    None if there is none; without patience also if somebody else holds one of the three.
+    """
     job = session.get(Job, (tenant_id, job_id), populate_existing=True)
     if job is None:
         return None
-    if job.dataset_id is not None:
-        _lock(session, Dataset, tenant_id, job.dataset_id)
-    if job.model_id is not None:
-        _lock(session, Model, tenant_id, job.model_id)
-    return _lock(session, Job, tenant_id, job_id)
+    how: Any = True if is_patient else {"skip_locked": True}
+    keys = ((Dataset, job.dataset_id), (Model, job.model_id), (Job, job_id))
+    for table, row_id in keys:
+        if row_id is None:
+            continue
+        key = (tenant_id, row_id)
+        if session.get(table, key, with_for_update=how, populate_existing=True) is None:
+            return None
+    return job
 
 
 def _lock(session: Session, table: type[Row], tenant_id: str, row_id: str | None) -> Row:

@@ -36,8 +36,8 @@ Labels = tuple[str, ...]
 Values = Mapping[Labels, float]
 
 CODES = (
-    *("cancelled", "evidence_insufficient", "internal", "ladder_exhausted", "out_of_memory"),
-    *("out_of_time", "runner_died", "upload_rejected", "worker_lost"),
+    *("blob_missing", "cancelled", "evidence_insufficient", "internal", "ladder_exhausted"),
+    *("out_of_memory", "out_of_time", "runner_died", "upload_rejected", "worker_lost"),
 )
 """Codes of failures that operators tell apart; all others say that the material is unusable."""
 REFUSED = "refused"
@@ -262,7 +262,7 @@ FIGURES = (
     ),
     Figure(
         "runner_deaths_total",
-        "Runners that ended without a last word.",
+        "Attempts whose runner ended without a last word, or whose bytes were missing.",
         (),
         _sum(Job.runner_deaths),
         "counter",

@@ -7,6 +7,8 @@ for its time; docs/access.md says how to make the roles.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from sqlalchemy import Connection, text
@@ -31,6 +33,16 @@ _UNPROTECTED = text(
 def act_for(tenant_id: str) -> None:
     """Let what follows in this task see rows of ``tenant_id`` alone, where the database can."""
     _caller.set(tenant_id)
+
+
+@contextmanager
+def across_tenants() -> Iterator[None]:
+    """Let what is in the block see the rows of all tenants, whoever calls."""
+    token = _caller.set(None)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
 
 
 def bind(connection: Connection, role: str) -> None:

@@ -146,12 +146,6 @@ def find(session: Session, tenant_id: str, key_id: str) -> ApiKey:
     return key
 
 
-def list_all(session: Session, tenant_id: str) -> list[ApiKey]:
-    """Return the tenant's keys, newest first."""
-    chosen = select(ApiKey).where(ApiKey.tenant_id == tenant_id).order_by(ApiKey.id.desc())
-    return [*session.scalars(chosen)]
-
-
 def revoke(session: Session, tenant_id: str, key_id: str, *, force: bool = False) -> ApiKey:
     """Make a key useless from now on; doing it again changes nothing.
 
@@ -294,6 +288,8 @@ def _refuse_last_admin(session: Session, key: ApiKey) -> None:
     now = datetime.now(UTC)
     if "keys:manage" not in key.scopes or not _is_live(key, now):
         return
+    # Two calls at once must not each count on the other's key.
+    session.get_one(Tenant, key.tenant_id, with_for_update={"key_share": True})
     if not any("keys:manage" in other.scopes for other in _live_others(session, key, now)):
         raise Conflict("last_admin_key", "This is the last key that can manage keys.")
 
@@ -306,7 +302,7 @@ def _live_others(session: Session, key: ApiKey, at: datetime) -> list[ApiKey]:
         ApiKey.revoked_at.is_(None),
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > at),
     )
-    return [*session.scalars(chosen)]
+    return [*session.scalars(chosen.execution_options(populate_existing=True))]
 
 
 def _fault(key: ApiKey, networks: tuple[Network, ...], address: str | None) -> str | None:

@@ -10,12 +10,12 @@ import numpy as np
 from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
-from . import datasets
+from . import datasets, workers
 from .endings import stop_jobs
 from .erasing import OPEN, release_samples
 from .errors import Conflict, NotFound, Unacceptable
 from .ids import is_id, new
-from .quotas import refuse_full_queue
+from .quotas import refuse_full_queue, refuse_large_model
 from .resolution import Rows, num_overlapping
 from .tables import Baseline, Dataset, Document, Job, Model, Request, Version
 from .trash import throw
@@ -52,7 +52,8 @@ def create(
         Unacceptable: ``dataset_missing`` if neither dataset nor importance is given,
             ``importance_redundant`` if both are; ``upload_rejected`` if a dataset was;
             ``holdout_missing`` if its holdout split is empty; ``holdout_overlap`` if a holdout
-            record is a training record too.
+            record is a training record too; ``quota_model_too_large`` or ``no_capable_worker`` if
+            the tenant may not have, or no worker can compute, so large a network.
     """
     _check_source(dataset_id, importance_blob)
     train = None if dataset_id is None else _usable_dataset(session, tenant_id, dataset_id)
@@ -73,6 +74,9 @@ def create(
         meta=meta,
     )
     refuse_full_queue(session, tenant_id)
+    if num_parameters is not None:
+        refuse_large_model(session, tenant_id, num_parameters)
+        workers.refuse_without_room(session, num_parameters)
     version = Version(
         tenant_id=tenant_id,
         id=new("ver"),
@@ -134,9 +138,7 @@ def delete(session: Session, tenant_id: str, model_id: str) -> Model:
 
     A job that runs is asked to stop; its end changes nothing any more.
     """
-    model = session.get(Model, (tenant_id, model_id), with_for_update=True, populate_existing=True)
-    if model is None:
-        raise NotFound
+    model, sent = _locked_with_samples(session, tenant_id, model_id)
     if model.status == "deleted":
         return model
     now = datetime.now(UTC)
@@ -150,10 +152,6 @@ def delete(session: Session, tenant_id: str, model_id: str) -> Model:
         if version.status != "rejected":
             version.status, version.withdrawn_at = "withdrawn", version.withdrawn_at or now
     session.flush()
-    asked = select(Request.samples_dataset_id).where(
-        Request.tenant_id == tenant_id, Request.model_id == model_id, Request.status.in_(OPEN)
-    )
-    sent = sorted({each for each in session.scalars(asked) if each is not None})
     stop_jobs(session, Job.tenant_id == tenant_id, Job.model_id == model_id)
     session.execute(
         update(Request)
@@ -167,6 +165,39 @@ def delete(session: Session, tenant_id: str, model_id: str) -> Model:
     for dataset_id in sent:
         release_samples(session, tenant_id, dataset_id)
     return model
+
+
+def _locked_with_samples(
+    session: Session, tenant_id: str, model_id: str
+) -> tuple[Model, list[str]]:
+    """Lock the records that came with open requests, then the model: the order of all locks.
+
+    Which records came is certain only under the model's lock; where more did than were locked
+    before it, that is let go again.
+
+    Returns:
+        The model, and the ids of the datasets of these records.
+
+    Raises:
+        NotFound: if the tenant has no such model.
+    """
+    asked = select(Request.samples_dataset_id).where(
+        Request.tenant_id == tenant_id, Request.model_id == model_id, Request.status.in_(OPEN)
+    )
+    sent: list[str] = []
+    while True:
+        with session.begin_nested() as attempt:
+            for row_id in sent:
+                session.get_one(Dataset, (tenant_id, row_id), with_for_update=True)
+            key = (tenant_id, model_id)
+            model = session.get(Model, key, with_for_update=True, populate_existing=True)
+            if model is None:
+                raise NotFound
+            found = sorted({each for each in session.scalars(asked) if each is not None})
+            if set(found) <= set(sent):
+                return model, found
+            attempt.rollback()
+        sent = found
 
 
 def version(session: Session, tenant_id: str, model_id: str, ref: str | int) -> Version:

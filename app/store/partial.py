@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import uploads
-from .errors import Conflict
+from .errors import Conflict, Unavailable
 from .session import reading, settings, transaction
 
 
@@ -18,13 +18,19 @@ def path(tenant_id: str, upload_id: str) -> Path:
     return _root() / tenant_id / upload_id
 
 
-def open_locked(tenant_id: str, upload_id: str) -> BinaryIO:
+def open_locked(tenant_id: str, upload_id: str, received_bytes: int) -> BinaryIO:
     """Open the bytes of an upload for reading and writing; closing them frees the lock.
 
     The lock is the operating system's: it ends with the process that holds it.
 
+    Args:
+        tenant_id: owner.
+        upload_id: of an open upload.
+        received_bytes: how many there should be; only without any is a file made.
+
     Raises:
         Conflict: ``upload_locked`` while another writer is at work.
+        Unavailable: ``upload_elsewhere`` if there is no file where there should be one.
     """
     file = path(tenant_id, upload_id)
     for folder in (file.parent.parent, file.parent):
@@ -32,7 +38,11 @@ def open_locked(tenant_id: str, upload_id: str) -> BinaryIO:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _sync(folder.parent)
     is_new = not file.exists()
-    opened = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+    flags = os.O_RDWR if received_bytes else os.O_RDWR | os.O_CREAT
+    try:
+        opened = os.fdopen(os.open(file, flags, 0o600), "r+b")
+    except FileNotFoundError:
+        raise _elsewhere() from None
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -48,12 +58,15 @@ def link(tenant_id: str, upload_id: str, target: Path) -> None:
     """Make ``target`` another name of the bytes of a complete upload that has any.
 
     Raises:
-        Conflict: ``upload_used`` if somebody else took them.
+        Gone: ``upload_used`` if somebody else took them, or why else they went.
+        Unavailable: ``upload_elsewhere`` if there is no file though there should be one.
     """
     try:
         target.hardlink_to(path(tenant_id, upload_id))
     except FileNotFoundError:
-        raise Conflict("upload_used", "The bytes are not here any more.") from None
+        with reading() as session:
+            uploads.usable(session, tenant_id, upload_id)
+        raise _elsewhere() from None
 
 
 def remove(tenant_id: str, upload_id: str) -> None:
@@ -72,6 +85,7 @@ def sweep() -> int:
     # Listed before the rows are read: a file is made only for a row that is there already.
     found = [file for file in _root().glob("*/*") if file.is_file()]
     with transaction() as session:
+        uploads.purge(session)
         uploads.expire(session)
     with reading() as session:
         needed = uploads.with_bytes(session)
@@ -79,6 +93,15 @@ def sweep() -> int:
     for file in idle:
         file.unlink(missing_ok=True)
     return len(idle)
+
+
+def _elsewhere() -> Unavailable:
+    """Another process may have the file: what this disk lacks does not end an upload."""
+    return Unavailable(
+        "upload_elsewhere",
+        "The bytes that were received are not on the disk of the process that was asked.",
+        headers={"Retry-After": "5"},
+    )
 
 
 def _root() -> Path:

@@ -85,6 +85,11 @@ def queue_bank(session: Session, tenant_id: str, model_id: str, options: Documen
         Unacceptable: ``dataset_missing``, ``upload_rejected``, ``recipe_missing`` or
             ``holdout_missing``.
     """
+    return _queue(session, without_bank(session, tenant_id, model_id), "bank", options)
+
+
+def without_bank(session: Session, tenant_id: str, model_id: str) -> Model:
+    """Return a model whose reference models may be trained, locked; refuse as ``queue_bank``."""
     # Two calls at once must not both find that there is none.
     session.get(Model, (tenant_id, model_id), with_for_update=True)
     model, dataset = admission.with_dataset(session, tenant_id, model_id)
@@ -108,7 +113,7 @@ def queue_bank(session: Session, tenant_id: str, model_id: str, options: Documen
             "The model's reference bank is being trained.",
             extra={"job": busy},
         )
-    return _queue(session, model, "bank", options)
+    return model
 
 
 def drop(session: Session, model: Model, version: Version) -> None:
@@ -135,6 +140,16 @@ def drop(session: Session, model: Model, version: Version) -> None:
     cause = problem("version_withdrawn", "The version was replaced before its oracle was trained.")
     for job in session.scalars(waiting.with_for_update()).all():
         end(session, job, "cancelled", error=cause)
+    interrupted = select(Job).where(
+        Job.tenant_id == version.tenant_id,
+        Job.model_id == model.id,
+        Job.status == "queued",
+        Job.checkpoint_blob.is_not(None),
+    )
+    for job in session.scalars(interrupted.order_by(Job.id).with_for_update()).all():
+        throw(session, job.checkpoint_blob)
+        job.checkpoint_blob = job.checkpoint_digest = None
+    session.flush()
 
 
 def _need_recipe(model: Model) -> None:

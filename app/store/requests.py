@@ -156,6 +156,10 @@ def cancel(session: Session, tenant_id: str, request_id: str) -> Request:
     )
     assert job is not None, "a request is stored together with its job"
     assert request is not None, "requests are never deleted"
+    if request.job_id != job.id:
+        # Its job was tried again while we waited; under the model's lock it is not once more.
+        job = lock(session, tenant_id, request.job_id)
+        assert job is not None, "a request is stored together with its job"
     if request.status == "cancelled":
         return request
     if request.status in ("applied", "completed"):

@@ -82,12 +82,6 @@ transaction = contextmanager(write_session)
 reading = contextmanager(read_session)
 
 
-def ping() -> None:
-    """Ask the database for nothing; raises OperationalError when it is away."""
-    with reading() as session:
-        session.execute(text("select 1"))
-
-
 def writable() -> bool:
     """Whether the database takes what is written; raises OperationalError when it is away."""
     with engine().connect() as connection:

@@ -60,6 +60,7 @@ def situation(
             "has_importance": version is not None and version.importance_blob is not None,
             "modality": None if dataset is None else dataset.modality,
             "architecture": model.architecture.get("name"),
+            "members": model.architecture.get("members"),
             "epochs": None if model.recipe is None else model.recipe.get("epochs"),
             "num_earlier": 0 if spent is None else spent.num_versions,
             "budget_spent": None if spent is None else spent.reason(),

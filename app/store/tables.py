@@ -498,6 +498,8 @@ class Worker(Base):
     slots: Mapped[int]
     sandbox: Mapped[str | None] = mapped_column(String(8))
     """Level of the walls around its runners."""
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of its accelerator, or of a runner where there is none; None if it does not compute."""
     seen_at: Mapped[float]
 
 

@@ -1,6 +1,7 @@
 """What was deleted, written down outside the database, so that no restored backup brings it back.
 
-A tombstone holds ids and row numbers, no personal data. Replaying one twice changes nothing.
+A tombstone holds ids and row numbers; that of a request also what it asked for, with the reason and
+the metadata in the caller's own words. Replaying one twice changes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from . import datasets, models, requests
 from .errors import ServiceError
+from .jobs import retry
 from .tables import ApiKey, Dataset, Document, Job, Model, Record, Request
 
 _CHUNK = 5_000
@@ -25,12 +27,12 @@ class Tombstone(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["dataset", "model", "key", "request", "cancelled_request"]
+    kind: Literal["dataset", "model", "key", "key_end", "request", "cancelled_request"]
     tenant: str
     id: str
     at: datetime
     request: Document | None = None
-    """What is needed to ask again: model, rows, selector, policy and the like."""
+    """What is needed to ask again: model, rows, selector, policy, and how far it has come."""
 
 
 def export(session: Session) -> Iterator[Tombstone]:
@@ -40,6 +42,9 @@ def export(session: Session) -> Iterator[Tombstone]:
     """
     for key in session.scalars(select(ApiKey).where(ApiKey.revoked_at.is_not(None))):
         yield _tombstone("key", key, key.revoked_at)
+    for key in session.scalars(select(ApiKey).where(ApiKey.expires_at.is_not(None))):
+        # A key that was made anew may have got its end since the backup.
+        yield _tombstone("key_end", key, key.expires_at)
     for request, job in session.execute(
         select(Request, Job)
         .join(Job, (Job.tenant_id == Request.tenant_id) & (Job.id == Request.job_id))
@@ -63,14 +68,21 @@ def replay(session: Session, stone: Tombstone) -> bool:
     Raises:
         ServiceError: if it cannot be replayed, with the reason; a person must look.
     """
-    table: Any = {"dataset": Dataset, "model": Model, "key": ApiKey}.get(stone.kind, Request)
-    row = session.get(table, (stone.tenant, stone.id))
+    keyed: dict[str, Any] = {
+        "dataset": Dataset,
+        "model": Model,
+        "key": ApiKey,
+        "key_end": ApiKey,
+    }
+    row = session.get(keyed.get(stone.kind, Request), (stone.tenant, stone.id))
     if stone.kind == "request":
-        return row is None and _ask_again(session, stone)
+        return _ask_again(session, stone) if row is None else _try_again(session, row, stone)
     if row is None:
         return False
     if stone.kind == "key":
         return _revoke(row, stone)
+    if stone.kind == "key_end":
+        return _end(row, stone)
     if stone.kind == "cancelled_request":
         return _cancel(session, row)
     if row.status == "deleted":
@@ -90,6 +102,7 @@ def _tombstone(
 
 def _wish(request: Request, job: Job) -> Document:
     return {
+        "status": request.status,
         "model": request.model_id,
         "selector": request.selector,
         "class": request.selector_class,
@@ -112,10 +125,28 @@ def _revoke(key: ApiKey, stone: Tombstone) -> bool:
     return True
 
 
+def _end(key: ApiKey, stone: Tombstone) -> bool:
+    if key.expires_at is not None and key.expires_at <= stone.at:
+        return False
+    key.expires_at = stone.at
+    return True
+
+
 def _cancel(session: Session, request: Request) -> bool:
     if request.status not in ("queued", "processing", "needs_attention"):
         return False
     requests.cancel(session, request.tenant_id, request.id)
+    return True
+
+
+def _try_again(session: Session, request: Request, stone: Tombstone) -> bool:
+    """Try the job of a request again that had failed in the backup, and was tried again since."""
+    assert stone.request is not None, "a request comes with its wish"
+    if request.status != "needs_attention":
+        return False
+    if stone.request.get("status", "needs_attention") == "needs_attention":
+        return False
+    retry(session, request.tenant_id, request.job_id)
     return True
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from .errors import Conflict, Gone, NotFound, ServiceError, TooLarge, Unacceptable
+from .errors import Conflict, Gone, NotFound, ServiceError, TooLarge, TooMany, Unacceptable
 from .ids import new
 from .session import settings
 from .status import UPLOAD_OPEN
 from .tables import Tenant, Upload
+
+KEPT = timedelta(days=7)
+"""How long the row of an upload that ended can still be read, at least."""
 
 
 def create(
@@ -26,7 +29,8 @@ def create(
     """Announce a file.
 
     Raises:
-        TooLarge: ``quota_exceeded`` if the tenant has too many bytes on their way already.
+        TooMany: ``upload_quota_exceeded`` if the tenant has too many uploads on their way already.
+        TooLarge: ``quota_exceeded`` if they have too many bytes.
     """
     # Locked, so that two calls at once cannot both find the last free bytes.
     session.get_one(Tenant, tenant_id, with_for_update={"key_share": True})
@@ -192,6 +196,14 @@ def expire(session: Session) -> int:
     return len(session.execute(idle.returning(Upload.id)).all())
 
 
+def purge(session: Session) -> int:
+    """Remove the rows of uploads that ended long ago; return how many."""
+    oldest = datetime.now(UTC) - timedelta(seconds=settings().upload_idle_seconds) - KEPT
+    ended = or_(Upload.status.not_in(UPLOAD_OPEN), Upload.used_by.is_not(None))
+    old = delete(Upload).where(ended, Upload.touched_at < oldest)
+    return len(session.execute(old.returning(Upload.id)).all())
+
+
 def with_bytes(session: Session) -> set[tuple[str, str]]:
     """Tenant and id of every upload whose bytes are still needed."""
     chosen = select(Upload.tenant_id, Upload.id).where(
@@ -201,15 +213,21 @@ def with_bytes(session: Session) -> set[tuple[str, str]]:
 
 
 def _check_quota(session: Session, tenant_id: str, size_bytes: int) -> None:
-    taken = session.scalar(
-        select(func.coalesce(func.sum(Upload.size_bytes), 0)).where(
+    num, taken = session.execute(
+        select(func.count(), func.coalesce(func.sum(Upload.size_bytes), 0)).where(
             Upload.tenant_id == tenant_id,
             Upload.status.in_(UPLOAD_OPEN),
             Upload.used_by.is_(None),
         )
-    )
+    ).one()
+    if num >= settings().max_open_uploads:
+        raise TooMany(
+            "upload_quota_exceeded",
+            f"{num} uploads of this tenant are not used yet. Use or delete some.",
+            headers={"Retry-After": "60"},
+        )
     most = settings().max_bytes_in_flight
-    if int(taken or 0) + size_bytes > most:
+    if int(taken) + size_bytes > most:
         raise TooLarge(
             "quota_exceeded",
             f"Uploads that are not used yet are limited to {most} bytes together; {taken} are on "

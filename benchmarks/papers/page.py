@@ -12,7 +12,7 @@ from benchmarks.papers import cells as measured
 from benchmarks.papers.cells import RETRAIN, SPECIAL, Cell, Cells, Job
 from benchmarks.papers.claims import CLAIMS, MEASURES, Result, judged, spread, step_cost
 from benchmarks.papers.plan import PAPERS, SEEDS, shown
-from benchmarks.papers.scenarios import SHORT, SPARSITY
+from benchmarks.papers.scenarios import IMP_ROUNDS, SHORT, SPARSITY
 
 
 def results(cells: Cells, surgery: Mapping[str, Any] | None) -> list[Result]:
@@ -37,7 +37,9 @@ def page(cells: Cells, found: Sequence[Result], drawn: Mapping[str, str], todo: 
         "",
         f"CIFAR-10, {study.SUBSET} records; ResNet-18 with the ImageNet stem that memorises them, "
         "and a small vision transformer; sub-classes are forgotten from networks of five "
-        f"super-classes; sparse is {SPARSITY:.0%} by magnitude, once, and trained again. Seed of "
+        f"super-classes; sparse is {SPARSITY:.0%} by magnitude, in {IMP_ROUNDS} rounds, each "
+        "trained again from the start; its oracle has the parent's mask, which was made with the "
+        "forget set, so there it is no model that never saw it. Seed of "
         f"parent, order and method alike. {meaning.strip()} Gaps are to the mean oracle, on "
         "average over UA, RA, TA and MIA, in percent points. Mean and standard deviation over "
         f"seeds. Backdoor and transfer train for {SHORT} epochs. Options of the methods are in "

@@ -126,8 +126,8 @@ def parent(data: Path, scenario: Scenario, seed: int) -> nn.Module:
         "super": scenario.superclasses,
         "poisoned": scenario.poisoned,
         "sparse": scenario.sparse,
-        f"e{world.recipe.epochs}": True,
         f"s{seed}": True,
+        study.stamp(world.recipe): True,
     }
     name = "-".join(part for part, is_so in parts.items() if is_so)
 

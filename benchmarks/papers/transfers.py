@@ -46,7 +46,7 @@ def measure(data: Path, seed: int) -> dict[str, Any]:
     records = world.train.take(world.train.labels < SOURCE_CLASSES)
     source = Source(
         model=study.kept(
-            CACHE / f"papers-transfer-e{EPOCHS}-s{seed}.safetensors",
+            CACHE / f"papers-transfer-s{seed}-{study.stamp(recipe)}.safetensors",
             _build(seed),
             lambda model: fit(model, records, recipe, seed=seed, device=choose()),
         ),

@@ -22,8 +22,6 @@ from ..intervals import Estimate
 from ..problem import Evidence
 from ._registry import AuditOptions, Need, audits
 
-_BATCH_SIZE = 256
-
 
 class BackdoorConfig(AuditOptions):
     """Success rate of a known trigger, and accuracy without it, before and after."""
@@ -61,8 +59,8 @@ def _attack(evidence: Evidence, trigger: Trigger, model: nn.Module, which: str) 
         evidence.need_holdout(),
         trigger,
         num_classes=evidence.num_classes,
-        batch_size=_BATCH_SIZE,
-        device=next(model.parameters()).device,
+        batch_size=evidence.batch_size,
+        device=evidence.device,
         logits=evidence.scores[which]["holdout"],
     )
 

@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from ..errors import InvalidInput
-from ..registry import Config, discover
+from ..registry import Config, Entry, discover
 from ..weights import DTYPE_NAMES
-from ._registry import networks
+from . import _extras
+from ._registry import Build, networks
 
 discover(__name__, list(__path__))
 
@@ -33,6 +34,7 @@ __all__ = [
     "build",
     "catalogue",
     "expected_shapes",
+    "load_extras",
     "networks",
     "num_classes",
     "num_parameters",
@@ -44,10 +46,14 @@ def parse(raw: dict[str, Any]) -> Config:
     """Read an architecture: its ``name`` with its options.
 
     Raises:
-        InvalidInput: ``architecture_unknown``.
+        InvalidInput: ``architecture_unknown``, or ``architecture_extra_missing`` for one of a
+            package that is not installed.
         pydantic.ValidationError: with one entry per wrong field.
     """
     name = raw.get("name")
+    extra = _extras.find(name)
+    if extra is not None:
+        return extra.config.model_validate(raw)
     if isinstance(name, str) and name not in networks:
         raise InvalidInput("architecture_unknown", "no network has this name; see GET /networks")
     config: Config = _adapter.validate_python(raw)
@@ -64,7 +70,7 @@ def build(config: Config, seed: int | None = None) -> nn.Module:
     Raises:
         InvalidInput: ``architecture_invalid`` if options contradict each other.
     """
-    run = networks[config.name].run
+    run = (_extras.find(config.name) or networks[config.name]).run
     if seed is None:
         return run(config)
     with torch.random.fork_rng(devices=[]):
@@ -87,9 +93,11 @@ def expected_shapes(
             "architecture_too_large",
             f"the network has {count} parameters, at most {max_parameters} are accepted",
         )
+    state = model.state_dict()
+    if odd := [name for name, tensor in state.items() if tensor.dtype not in DTYPE_NAMES]:
+        raise InvalidInput("architecture_invalid", f"{odd[0]} is of no type that is taken")
     return {
-        name: (tuple(tensor.shape), DTYPE_NAMES[tensor.dtype])
-        for name, tensor in model.state_dict().items()
+        name: (tuple(tensor.shape), DTYPE_NAMES[tensor.dtype]) for name, tensor in state.items()
     }
 
 
@@ -105,8 +113,10 @@ def num_classes(config: Config) -> int:
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Name, summary, source and JSON Schema of every architecture."""
-    schemas = {entry.config: entry.config.model_json_schema() for entry in networks}
+    """Name, summary, source and JSON Schema of every architecture, of installed extras too."""
+    entries: list[Entry[Build]] = [*networks, *_extras.installed()]
+    # A family is a thousand names of one configuration.
+    schemas = {config: config.model_json_schema() for config in {entry.config for entry in entries}}
     return [
         {
             "name": entry.name,
@@ -114,8 +124,13 @@ def catalogue() -> list[dict[str, Any]]:
             "source": entry.config.source,
             "schema": schemas[entry.config],
         }
-        for entry in networks
+        for entry in entries
     ]
+
+
+def load_extras() -> None:
+    """Import the installed optional packages, which takes seconds, so that no call waits."""
+    _extras.installed()
 
 
 def _on_meta(config: Config) -> nn.Module:

@@ -2,7 +2,8 @@
 
 Forget and retain batches are drawn apart, so that no step is without a forget record. Batch norm
 stays on its running statistics, measured anew at each look, unless an unlearner asks for batch
-statistics.
+statistics: tracked, those of forget batches would be in the model, and one record has none. So the
+policy ``tracked`` is ``frozen`` here, and the record of trials says so.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Pair:
 
 
 Gradients = Callable[[Pair], Tensor]
-"""Sets ``.grad`` of the parameters for one step, and returns the loss, detached."""
+"""Sets ``.grad`` of the parameters for one step, and returns the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,12 @@ def descend(
     """
     model, device = problem.model.to(problem.device), problem.device
     problem.keep_masks(model)
+    if (
+        problem.bn_policy == "tracked"
+        and not plan.batch_statistics
+        and batchnorm.has_batchnorm(model)
+    ):
+        problem.tried.append({"batch_norm": "as frozen: a step on forget records tracks nothing"})
     forget = problem.forget if forget is None else forget
     retain = problem.retain if retain is None else retain
     every, turn = _steps_per_epoch(problem, plan, forget, retain)
@@ -142,6 +149,7 @@ def descend(
             with autocast(device, precision(problem)):
                 loss = gradients(pair)
             if plan.clip is not None:
+                mask_gradients(problem)
                 nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
             optimizer.step()
             problem.keep_masks(model)
@@ -157,6 +165,15 @@ def descend(
     settle(problem, model)
     problem.progress(1.0, {})
     return model
+
+
+@torch.no_grad()
+def mask_gradients(problem: Problem) -> None:
+    """Zero the gradients of pruned weights, which stay: what can't move must not count."""
+    for name, mask in (problem.masks or {}).items():
+        gradient = problem.model.get_parameter(name).grad
+        if gradient is not None:
+            gradient.masked_fill_(~mask.to(gradient.device), 0)
 
 
 def rate(problem: Problem, given: float | None, *, sgd: float, adamw: float) -> float:

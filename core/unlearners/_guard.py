@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..data import Records
 from ..determinism import generator
 from ..errors import MissingEvidence
+from ..forgetting import POISON_SHARE
 from ..measures import accuracy, correct
 from ..problem import Problem
 from ..scores import gather, match_classes
@@ -20,6 +21,9 @@ MOST_RECORDS = 1000
 
 ALLOWANCE = 0.02
 """Accuracy on forget records may exceed the one on never-seen records by this much."""
+
+POISON_TARGET = POISON_SHARE / 2
+"""Share of the parent's accuracy on poison; below the gate's, which asks for certainty too."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Guard:
     """Samples of the forget set and of the tuning half, and what the parent scores there.
 
     For a class, forgotten means at most chance, and utility is that of the other classes. For
-    records, forgotten means at most the accuracy on never-seen records of the same class mix.
+    records, forgotten means at most the accuracy on never-seen records of the same class mix. For
+    poison, whose labels are wrong, it means at most a share of the parent's accuracy on it.
 
     Raises:
         MissingEvidence: without tuning records.
@@ -61,6 +66,10 @@ class Guard:
             if not bool(self._kept.any()):
                 raise MissingEvidence("no tuning record is of a class that stays")
         self._before = self._kept_accuracy(self._logits(problem.model, self._tuning))
+        self._poison: float | None = None
+        if problem.purpose == "poison_removal":
+            known = accuracy(self._logits(problem.model, self._forget), self._forget.labels)
+            self._poison = POISON_TARGET * known
 
     def measure(self, model: nn.Module) -> Trial:
         """Judge a trial."""
@@ -77,6 +86,8 @@ class Guard:
         )
 
     def _forget_target(self, forget: Tensor, tuning: Tensor) -> tuple[float, float]:
+        if self._poison is not None:
+            return accuracy(forget, self._forget.labels), self._poison
         if self._problem.selector == "class":
             chance = 1 / self._problem.num_classes
             return accuracy(forget, self._forget.labels), chance

@@ -18,7 +18,15 @@ from torch.nn import functional as F
 from ..device import autocast
 from ..forget_losses import ForgetLossName, prepare
 from ..problem import Problem
-from ._descent import DescentOptions, Pair, Plan, descend, need_retain, precision
+from ._descent import (
+    DescentOptions,
+    Pair,
+    Plan,
+    descend,
+    mask_gradients,
+    need_retain,
+    precision,
+)
 
 
 class SurgeryOptions(DescentOptions):
@@ -179,15 +187,6 @@ def explicit(
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that take part."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-@torch.no_grad()
-def mask_gradients(problem: Problem) -> None:
-    """Zero the gradients of pruned weights, which stay: what can't move must not count."""
-    for name, mask in (problem.masks or {}).items():
-        gradient = problem.model.get_parameter(name).grad
-        if gradient is not None:
-            gradient.masked_fill_(~mask.to(gradient.device), 0)
 
 
 @torch.no_grad()

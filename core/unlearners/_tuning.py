@@ -57,6 +57,7 @@ def tune(
             after_step=after_step,
             progress=problem.progress,
             check_time=problem.check_time,
+            team=problem.team,
         )
     settle(problem, model)
     return model

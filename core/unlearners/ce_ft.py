@@ -35,7 +35,7 @@ class CEFTConfig(DescentOptions):
         gt=0,
         le=1,
         description="Weight of the retain term against 1 for the forget term; worth trying: 0.01, "
-        "0.05, 0.1, 0.5, 1. At 1 this is random_label.",
+        "0.05, 0.1, 0.5, 1. At 1 this is random_label of form paired.",
     )
 
     needs: ClassVar[tuple[Need, ...]] = ("retain",)

@@ -8,7 +8,7 @@ Differs: ``eps`` >= 0 tolerates growth (the reference code counts the other way 
     are divided by 1 + multiplier, so that a large one can't overshoot; both values of the retain
     loss are for the same batch, statistics and dropout; forget and retain batches are drawn apart;
     batch norm stays frozen; plain SGD without momentum (Adam where the parent was trained with
-    it); the forget loss is a bounded ascent unless random labels are asked for. ``fast`` compares
+    it); the forget loss is a bounded ascent unless another is asked for. ``fast`` compares
     running means of the losses of different batches.
 Cost: per step one forward and backward pass over a forget and a retain batch and one more forward
     pass over the retain batch (not with ``fast``), ``epochs`` passes over the retain set at most;
@@ -25,10 +25,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..problem import Problem
-from ._descent import Pair, Plan, descend, rate, uses_sgd
+from ._descent import Pair, Plan, descend, mask_gradients, rate, uses_sgd
 from ._dual import Dual, RunningNorm
 from ._registry import Need, unlearners
-from ._surgery import Losses, SurgeryOptions, mask_gradients, squared_norm, trainable
+from ._surgery import Losses, SurgeryOptions, squared_norm, trainable
 
 NORM_EVERY = 10
 """Steps from one exact norm of the retain gradient to the next."""

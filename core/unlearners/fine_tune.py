@@ -4,11 +4,13 @@ Source: the baseline FT of Jia et al., NeurIPS 2023, arXiv:2304.04934; step size
     Foster et al., AAAI 2024, arXiv:2308.07707.
 Differs: batch norm's running statistics are measured anew on retained records afterwards (unless
     the policy says otherwise), because momentum averages still hold the forget set.
-    ``schedule: one_cycle`` raises the rate to ``lr`` and lets it fall to almost nothing: a peak
-    above that of the training shakes out what was learned by heart, which a small constant rate
-    leaves where it is, and the fall brings the accuracy back. Images are cropped and flipped
+    ``schedule: one_cycle`` raises the rate to ``lr`` and lets it fall to almost nothing, and starts
+    from weights that are shrunk towards a new initialisation (shrink and perturb of Ash and Adams,
+    NeurIPS 2020, arXiv:1910.08475): that loses what was learned by heart, which a small constant
+    rate leaves where it is, and little of what many records agree on. Images are flipped
     meanwhile, because relearning them as they were costs accuracy that never comes back.
-Cost: ``epochs`` forward and backward passes over the retain set; momentum, one copy of the model.
+Cost: ``epochs`` forward and backward passes over the retain set; momentum, one copy of the model,
+    and for a moment one more.
 Promise: approximate. The forget set fades only as far as the retain set overwrites it.
 """
 
@@ -16,10 +18,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from ..data import Augmentation
+from ..determinism import fresh_seed
 from ..problem import Problem
 from ..recipe import SGD
 from ._registry import Need, UnlearnerOptions, unlearners
@@ -27,11 +31,11 @@ from ._tuning import tune
 
 EPOCHS = 5
 LR = 0.02
-CYCLE_PEAK = 0.2
-CYCLE_SHARE = 1 / 3
-CYCLE_RISE = 2.0
-"""Peak over the recipe's rate."""
-CYCLE_AUGMENT: tuple[Augmentation, ...] = ("crop", "flip")
+CYCLE_PEAK = 0.1
+"""Where the recipe's rate is not known, or not that of SGD."""
+CYCLE_SHARE = 1 / 4
+CYCLE_KEEP = 0.5
+CYCLE_AUGMENT: tuple[Augmentation, ...] = ("flip",)
 
 
 class FineTuneConfig(UnlearnerOptions):
@@ -45,7 +49,7 @@ class FineTuneConfig(UnlearnerOptions):
         None,
         ge=1,
         le=100,
-        description="Passes over the retain set. Left out: 5, or a third of the recipe's for a "
+        description="Passes over the retain set. Left out: 5, or a quarter of the recipe's for a "
         "cycle.",
     )
     lr: float | None = Field(
@@ -53,13 +57,20 @@ class FineTuneConfig(UnlearnerOptions):
         gt=0,
         le=1,
         description="Learning rate of SGD with momentum 0.9; the peak of a cycle. Left out: 0.02, "
-        "or twice the recipe's for a cycle.",
+        "or the recipe's for a cycle, 0.1 where that is not known or not of SGD.",
+    )
+    keep: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the weight matrices that is kept at the start; a new initialisation "
+        "has the rest. Left out: all, or half for a cycle.",
     )
     augment: tuple[Augmentation, ...] | None = Field(
         None,
         max_length=2,
-        description="Random changes of images. Left out: the recipe's, or crop and flip for a "
-        "cycle; [] suits images whose mirror image means something else.",
+        description="Random changes of images. Left out: the recipe's, or flip for a cycle; [] "
+        "suits images whose mirror image means something else.",
     )
 
     needs: ClassVar[tuple[Need, ...]] = ("retain",)
@@ -73,20 +84,38 @@ def fine_tune(problem: Problem, config: FineTuneConfig) -> nn.Module:
     Raises:
         MissingEvidence: without a retain set.
     """
-    epochs, lr, augment = config.epochs or EPOCHS, config.lr or LR, config.augment
+    if config.schedule == "constant":
+        epochs, lr, augment = config.epochs or EPOCHS, config.lr or LR, config.augment
+    else:
+        epochs, lr, augment = _cycle(problem, config)
+    _perturb(problem, config)
     is_cycle = config.schedule == "one_cycle"
-    if is_cycle:
-        epochs, lr = _cycle(problem, config)
-        if augment is None and problem.forget.images.ndim == 4:
-            augment = CYCLE_AUGMENT
     return tune(problem, epochs=epochs, lr=lr, cycle=is_cycle, augment=augment)
 
 
-def _cycle(problem: Problem, config: FineTuneConfig) -> tuple[int, float]:
-    """Epochs and peak rate: as asked for, else from the recipe."""
-    known, epochs, peak = problem.recipe, EPOCHS, CYCLE_PEAK
+def _cycle(
+    problem: Problem, config: FineTuneConfig
+) -> tuple[int, float, tuple[Augmentation, ...] | None]:
+    """Epochs, peak rate and augmentation: as asked for, else from recipe and records."""
+    known, epochs, peak, augment = problem.recipe, EPOCHS, CYCLE_PEAK, config.augment
     if known is not None:
         epochs = max(1, round(CYCLE_SHARE * known.epochs))
         if isinstance(known.optimizer, SGD):
-            peak = min(1.0, CYCLE_RISE * known.optimizer.lr)
-    return config.epochs or epochs, config.lr or peak
+            peak = known.optimizer.lr
+    if augment is None and problem.forget.images.ndim == 4:
+        augment = CYCLE_AUGMENT
+    return config.epochs or epochs, config.lr or peak, augment
+
+
+@torch.no_grad()
+def _perturb(problem: Problem, config: FineTuneConfig) -> None:
+    """Replace a share of every weight matrix by that of a new network; biases and scales stay."""
+    keep = config.keep
+    if keep is None:
+        keep = CYCLE_KEEP if config.schedule == "one_cycle" else 1.0
+    if keep == 1.0:
+        return
+    fresh = dict(problem.fresh(fresh_seed(problem.seed)).named_parameters())
+    for name, weight in problem.model.named_parameters():
+        if weight.ndim > 1 and weight.requires_grad:
+            weight.lerp_(fresh[name].to(weight.device), 1.0 - keep)

@@ -4,7 +4,8 @@ Source: second place of the NeurIPS 2023 unlearning challenge, as described and 
     al., arXiv:2410.01276.
 Differs: linear layers are treated like convolutional ones, so that any network can be (the code of
     Cadet et al. leaves them out), with Kaiming's fan in; pruned weights stay pruned. The rate rises
-    and falls by steps, not by epochs. Gradients are measured without augmentation, in eval mode.
+    and falls by steps, not by epochs, and falls along a cosine (there: a straight line); its peak
+    is 0.01 (there: 0.001). Gradients are measured without augmentation, in eval mode.
 Cost: one forward and backward pass over the forget set and as many retained records, then
     ``epochs`` passes over the retain set; momentum, and two values per weight.
 Promise: approximate. Weights that are kept carry the forget set on, and move at a tenth of the

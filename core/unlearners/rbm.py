@@ -100,7 +100,7 @@ def _repair(problem: Problem, plan: Plan) -> nn.Module:
         loss.backward()
         return loss
 
-    return descend(problem, gradients, plan)
+    return descend(problem, gradients, plan, forget=problem.forget.take([]))
 
 
 def _update(problem: Problem, plan: Plan, used: Masks) -> nn.Module:

@@ -59,4 +59,5 @@ def retrain(problem: Problem, config: RetrainConfig) -> nn.Module:  # noqa: ARG0
         progress=problem.progress,
         check_time=problem.check_time,
         keeper=problem.keeper,
+        team=problem.team,
     )

@@ -146,16 +146,17 @@ class _History:
         """Go back to the chosen epoch; among equals to the last one."""
         if self._guard is None:
             return
-        of_class = self._problem.selector == "class"
-        target = self._target if of_class else self._target - ALLOWANCE
-        distances = [closeness(found, target, of_class=of_class) for found in self._accuracies]
+        problem = self._problem
+        one_sided = problem.selector == "class" or problem.purpose == "poison_removal"
+        target = self._target if one_sided else self._target - ALLOWANCE
+        distances = [closeness(found, target, one_sided=one_sided) for found in self._accuracies]
         best = max(i for i, distance in enumerate(distances) if distance == min(distances))
-        self._problem.tried.append({"rewound_to_epoch": best + 1, "target": target})
+        problem.tried.append({"rewound_to_epoch": best + 1, "target": target})
         if best + 1 < self._epochs:
-            self._problem.model.load_state_dict(self._states[best])
-            settle(self._problem, self._problem.model)
+            problem.model.load_state_dict(self._states[best])
+            settle(problem, problem.model)
 
 
-def closeness(accuracy: float, target: float, *, of_class: bool) -> float:
-    """Distance from the target; of a class nothing need be recognised, so lower is as good."""
-    return max(0.0, accuracy - target) if of_class else abs(accuracy - target)
+def closeness(accuracy: float, target: float, *, one_sided: bool) -> float:
+    """Distance from the target; of a class and of poison nothing need be recognised."""
+    return max(0.0, accuracy - target) if one_sided else abs(accuracy - target)

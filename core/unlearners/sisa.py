@@ -66,8 +66,8 @@ def sisa(problem: Problem, config: SISAConfig) -> nn.Module:  # noqa: ARG001  # 
     if broken := broken_seals(model):
         raise InvalidInput(
             "shards_broken",
-            f"{len(broken)} members were changed since they were trained by shard; "
-            "retrain the whole ensemble",
+            f"{len(broken)} members were not left as training by shard made them; train the "
+            "ensemble by shards again (core.sisa.train): retrain trains its members jointly",
         )
     count = len(model.members)
     touched = shards(problem.forget.rows, count, model.shard_key).unique().tolist()

@@ -96,7 +96,6 @@ class SSDConfig(UnlearnerOptions):
     )
     max_growths: int = Field(100, ge=1, le=500, description="For potion: most trials.")
 
-    needs: ClassVar[tuple[Need, ...]] = ("holdout",)
     source: ClassVar[str] = "Foster, Schoepf, Brintrup, AAAI 2024, arXiv:2308.07707"
 
     @model_validator(mode="after")
@@ -109,6 +108,11 @@ class SSDConfig(UnlearnerOptions):
         if (self.alpha is not None) != (self.chosen_selection == "alpha"):
             raise ValueError("alpha and selection alpha go together")
         return self
+
+    @property
+    def all_needs(self) -> tuple[Need, ...]:
+        """Only the guarded search looks at tuning records."""
+        return ("holdout",) if self.chosen_selection == "guarded" else ()
 
     @property
     def chosen_selection(self) -> Literal["guarded", "adaptive", "potion", "alpha"]:

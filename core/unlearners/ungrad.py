@@ -5,7 +5,7 @@ Differs: ``eps`` >= 0 tolerates growth (the reference code counts the other way 
     retain batches are drawn apart, so no step is without a forget record; batch norm stays frozen
     during it; plain SGD without momentum, because a direction kept from earlier steps obeys no
     constraint of this one (Adam where the parent was trained with it); the forget loss is a
-    bounded ascent unless random labels are asked for.
+    bounded ascent unless another is asked for.
 Cost: per step one forward and backward pass over a forget and a retain batch, ``epochs`` passes
     over the retain set at most; two copies of the gradient.
 Promise: approximate. To first order no step raises the loss of its retain batch by more than

@@ -25,16 +25,6 @@ def api() -> FastAPI:
     return build(dispatcher=False)
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database file with every migration applied."""
-    folder = tmp_path_factory.mktemp("migrated")
-    session.configure(Settings(data_dir=folder, database_url="", pepper=PEPPER))
-    session.upgrade()
-    session.configure(None)
-    return folder / "lethe.db"
-
-
 @pytest.fixture
 def settings(tmp_path: Path, migrated: Path) -> Iterator[Settings]:
     """Settings of a fresh service."""

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 FEATURES = 4
 CLASSES = 2
 ARCHITECTURE = {"name": "linear", "in_features": FEATURES, "num_classes": CLASSES}
+PARAMETERS = CLASSES * FEATURES + CLASSES
 
 RECIPE = {"epochs": 1, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}}
 

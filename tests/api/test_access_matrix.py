@@ -122,6 +122,12 @@ def test_every_route_names_one_scope(name: str) -> None:
     assert scope_of(name) in keys.SCOPES
 
 
+def test_every_scope_of_a_job_opens_a_route() -> None:
+    used = {scope_of(name) for name in SCOPED}
+    assert {scope for scope in keys.SCOPES if scope.startswith("jobs:")} <= used
+    assert scope_of("retry_job") == "jobs:retry"
+
+
 def test_every_route_of_the_application_is_in_the_document(api: FastAPI) -> None:
     """A route that is not described would be in no matrix."""
     documented = {(method, path) for method, path, _ in OPERATIONS.values()}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy import event, update
 from structlog.testing import capture_logs
 
@@ -168,6 +171,22 @@ def test_G12_many_failures_from_one_address(tenant: Tenant, settings: Settings) 
     event.listen(engine(), "before_cursor_execute", lambda *a: statements.append(a[2]))
     assert_problem(tenant.get("/models"), 429, "rate_limited")
     assert statements == [], "an address that guesses is refused before anything is looked up"
+
+
+def test_G12_one_host_has_a_64_of_addresses(api: FastAPI, settings: Settings) -> None:
+    session.configure(settings.model_copy(update={"failed_keys_per_minute": 2}))
+    addresses = ("2001:db8::1", "2001:db8::2:1", "2001:db8::ffff:3", "2001:db8:0:1::1")
+    found = [TestClient(api, client=(each, 1)).get("/me").status_code for each in addresses]
+    assert found == [401, 401, 429, 401]
+
+
+def test_a_proxy_is_known_in_either_family(api: FastAPI, settings: Settings) -> None:
+    proxies = (ip_network("10.0.0.0/8"),)
+    session.configure(settings.model_copy(update={"trusted_proxies": proxies}))
+    proxy = TestClient(api, client=("::ffff:10.0.0.1", 1))
+    with capture_logs() as logs:
+        proxy.get("/me", headers={"X-Forwarded-For": "::ffff:192.0.2.7"})
+    assert [each["address"] for each in logs if each["event"] == "access_refused"] == ["192.0.2.7"]
 
 
 def test_G12_the_default_stops_a_thousand(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from app.api import health
 from app.settings import Settings
@@ -48,6 +49,19 @@ def test_ready(http: TestClient) -> None:
 def test_degraded_without_workers(http: TestClient) -> None:
     status, body = ready(http)
     assert (status, body["status"], body["workers"]) == (200, "degraded", 0)
+
+
+def test_who_asks_often_costs_no_more(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ready(http)
+    statements: list[str] = []
+    event.listen(session.engine(), "before_cursor_execute", lambda *a: statements.append(a[2]))
+    assert [ready(http) for _ in range(3)] == [first] * 3
+    assert statements == []
+    monkeypatch.setattr(health, "KEPT_SECONDS", -1.0)
+    monkeypatch.setattr(health, "_kept", None)
+    assert ready(http)[1]["workers"] == 0
+    a_worker()
+    assert ready(http)[1]["workers"] == 1
 
 
 def test_unavailable_before_migrations(http: TestClient) -> None:

@@ -41,9 +41,9 @@ def test_a_role_is_a_set_of_scopes(tenant: Tenant, role: str) -> None:
 
 def test_roles_are_those_of_the_contract() -> None:
     assert {name: scopes & DECIDING for name, scopes in ROLES.items()} == {
-        "ml_engineer": {"models:write", "models:download", "requests:create"},
+        "ml_engineer": {"models:write", "models:download", "requests:create", "jobs:retry"},
         "privacy_officer": {"requests:create", "requests:approve", "audit:read"},
-        "sre": {"keys:manage"},
+        "sre": {"keys:manage", "jobs:retry"},
         "auditor": {"audit:read"},
         "pipeline": {"models:write", "models:download", "requests:create"},
     }
@@ -55,6 +55,7 @@ DECIDING = frozenset(
         "models:download",
         "requests:create",
         "requests:approve",
+        "jobs:retry",
         "audit:read",
         "keys:manage",
     }

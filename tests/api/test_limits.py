@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from httpx2 import Response
 from redis import Redis
 from structlog.testing import capture_logs
 
@@ -50,6 +52,13 @@ def test_limit_of_a_tenant(tenant: Tenant, other: Tenant, settings: Settings) ->
     assert_problem(answer, 429, "rate_limited")
     assert answer.headers["ratelimit-policy"] == '"tenant";q=3;w=60'
     assert other.get("/me").status_code == 200
+
+
+def test_a_refused_key_leaves_the_tenant_its_calls(tenant: Tenant, settings: Settings) -> None:
+    limited(settings, calls_per_minute_per_key=1, calls_per_minute_per_tenant=3)
+    found = [tenant.get("/me").status_code for _ in range(5)]
+    tenant.key = tenant.key_with("models:read")
+    assert [*found, tenant.get("/me").status_code] == [200, 429, 429, 429, 429, 200]
 
 
 def test_no_limit(tenant: Tenant, settings: Settings) -> None:
@@ -108,37 +117,59 @@ def test_a_mute_redis_holds_nobody_up(tenant: Tenant, settings: Settings) -> Non
         assert time.monotonic() - started < limits.PAUSE_SECONDS
 
 
-def test_uploads_in_flight(tenant: Tenant, other: Tenant, settings: Settings) -> None:
-    limited(settings, max_uploads_in_flight=1)
-    begun, go_on = threading.Event(), threading.Event()
+def slowly(begun: threading.Event, go_on: threading.Event) -> Any:
+    yield files.parquet()[:8]
+    begun.set()
+    go_on.wait(60)
+    yield files.parquet()[8:]
 
-    def slow() -> Any:
-        yield files.parquet()[:8]
-        begun.set()
-        go_on.wait(60)
-        yield files.parquet()[8:]
 
+def of_a_dataset(tenant: Tenant, content: Any) -> Response:
     headers = {
         "Content-Type": "application/octet-stream",
         "Content-Length": str(len(files.parquet())),
         "X-Dataset-Metadata": "eyJuYW1lIjoiZCJ9",
     }
-    answers: list[Any] = []
+    return tenant.call("POST", "/datasets", content=content, headers=headers)
+
+
+TUS = {
+    "Tus-Resumable": "1.0.0",
+    "Content-Type": "application/offset+octet-stream",
+    "Upload-Offset": "0",
+    "Upload-Length": str(len(files.parquet())),
+}
+
+
+def announced(tenant: Tenant, content: Any) -> Response:
+    return tenant.call("POST", "/uploads", content=content, headers=TUS)
+
+
+def in_a_piece(tenant: Tenant, content: Any) -> Response:
+    path = announced(tenant, b"").headers["location"]
+    return tenant.call("PATCH", path, content=content, headers=TUS)
+
+
+@pytest.mark.parametrize("take", [of_a_dataset, announced, in_a_piece])
+def test_uploads_in_flight(
+    tenant: Tenant, other: Tenant, settings: Settings, take: Callable[[Tenant, Any], Response]
+) -> None:
+    limited(settings, max_uploads_in_flight=1)
+    begun, go_on = threading.Event(), threading.Event()
+    answers: list[Response] = []
     first = threading.Thread(
-        target=lambda: answers.append(
-            tenant.call("POST", "/datasets", content=slow(), headers=headers)
-        )
+        target=lambda: answers.append(take(tenant, slowly(begun, go_on))),
     )
     first.start()
     assert begun.wait(60)
-    refused = tenant.upload("/datasets", files.parquet(), {"name": "d"})
-    theirs = other.upload("/datasets", files.parquet(), {"name": "d"})
+    refused = take(tenant, files.parquet())
+    theirs = take(other, files.parquet())
     go_on.set()
     first.join()
     assert_problem(refused, 429, "uploads_in_flight")
     assert int(refused.headers["retry-after"]) > 0
-    assert [answers[0].status_code, theirs.status_code] == [201, 201]
-    assert tenant.upload("/datasets", files.parquet(), {"name": "d"}).status_code == 201
+    assert [answers[0].is_success, theirs.is_success] == [True, True]
+    assert take(tenant, files.parquet()).is_success
 
 
 def test_headers_of_every_answer(tenant: Tenant) -> None:

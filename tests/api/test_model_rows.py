@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.store import tables
+from app.store import session as sessions
+from app.store import tables, workers
 from app.store.session import transaction
 
 from . import files
@@ -185,6 +186,35 @@ def test_architecture(tenant: Tenant, row: str) -> None:
     assert tenant.count(tables.Model) == 0
     if code in ("unknown_field", "validation_failed"):
         assert problem["errors"][0]["pointer"].startswith("/architecture/")
+
+
+def test_d8_more_parameters_than_the_tenants_quota(tenant: Tenant) -> None:
+    """What a model takes of the quota it gives back when it is deleted."""
+    small = files.PARAMETERS
+    sessions.configure(sessions.settings().model_copy(update={"max_tenant_parameters": small}))
+    first = tenant.post_model()
+    assert first.status_code == 201, first.text
+    assert_problem(tenant.post_model(), 422, "quota_model_too_large", scratch=tenant.scratch)
+    assert tenant.count(tables.Model) == 1
+    assert tenant.call("DELETE", f"/models/{first.json()['id']}").status_code < 300
+    assert tenant.post_model().status_code == 201
+
+
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_d12_more_memory_than_any_worker_has(tenant: Tenant, spare: int) -> None:
+    """The largest decides; one that does not compute, and one that is gone, do not count."""
+    needed = workers.BYTES_PER_PARAMETER * files.PARAMETERS
+    with transaction() as session:
+        for name, memory in (("small", 1), ("large", needed + spare), ("reader", None)):
+            workers.seen(session, name, "celery", 1, memory_bytes=memory)
+        workers.seen(session, "gone", "celery", 1, memory_bytes=2 * needed)
+        session.get_one(tables.Worker, "gone").seen_at -= 86_400
+    answer = tenant.post_model()
+    if spare < 0:
+        assert_problem(answer, 422, "no_capable_worker", scratch=tenant.scratch)
+        assert tenant.count(tables.Model) == 0
+    else:
+        assert answer.status_code == 201, answer.text
 
 
 D9_ROWS = {

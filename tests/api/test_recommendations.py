@@ -10,6 +10,7 @@ from httpx2 import Response
 from sqlalchemy import select, update
 
 from app.store import tables
+from app.store.scopes import ROLES
 from app.store.session import reading, transaction
 from core.unlearners import unlearners
 
@@ -123,6 +124,15 @@ def test_what_is_forgotten_already_needs_nothing(tenant: Tenant, model_id: str) 
     answer = ask(tenant, model_id, records)
     assert names(answer) == []
     assert "nothing is left to forget" in left_out(answer)["retrain"]
+
+
+@pytest.mark.parametrize("role", ["sre", "auditor"])
+def test_who_cannot_ask_to_forget_learns_of_nobody(
+    tenant: Tenant, model_id: str, role: str
+) -> None:
+    tenant.key = tenant.key_with(*ROLES[role])
+    answer = ask(tenant, model_id, {"type": "subject", "subject_ref": "person-1"})
+    assert_problem(answer, 403, "insufficient_scope")
 
 
 def test_a_subject_is_not_kept(tenant: Tenant, model_id: str) -> None:

@@ -196,6 +196,19 @@ def test_checksum_of_a_piece(tenant: Tenant, algorithm: str) -> None:
     assert tenant.get(path).json()["digest"] == f"sha256:{whole}"
 
 
+def test_a_refused_piece_costs_no_second_reading(tenant: Tenant) -> None:
+    path = begin(tenant, 10)
+    send(tenant, path, 0, b"012")
+    before = appending._digests[path.rpartition("/")[2]]
+    wrong = f"sha256 {b64(hashlib.sha256(b'other').digest())}"
+    assert_problem(send(tenant, path, 3, b"345", Upload_Checksum=wrong), 460, "checksum_mismatch")
+    assert appending._digests[path.rpartition("/")[2]] == before
+    assert send(tenant, path, 3, b"3456789").status_code == 204
+    whole = hashlib.sha256(b"0123456789").hexdigest()
+    assert tenant.get(path).json()["digest"] == f"sha256:{whole}"
+    assert path.rpartition("/")[2] not in appending._digests
+
+
 def test_A2_announced_over_the_limit(tenant: Tenant) -> None:
     answer = announce(tenant, 32 * 2**20 + 1)
     assert_problem(answer, 413, "payload_too_large")
@@ -228,7 +241,7 @@ def test_A7_gap_or_overlap(tenant: Tenant, offset: int) -> None:
 
 def test_A8_two_writers(tenant: Tenant) -> None:
     path = begin(tenant, 10)
-    with partial.open_locked(tenant.id, path.rpartition("/")[2]):
+    with partial.open_locked(tenant.id, path.rpartition("/")[2], 0):
         answer = send(tenant, path, 0, b"0")
     assert_problem(answer, 409, "upload_locked")
     assert answer.headers["retry-after"] == "1"
@@ -366,6 +379,29 @@ def test_lost_bytes_are_not_made_up(tenant: Tenant) -> None:
     partial.path(tenant.id, path.rpartition("/")[2]).write_bytes(b"0")
     assert_problem(send(tenant, path, 3, b"3"), 410, "upload_lost")
     assert tenant.get(path).json()["status"] == "failed"
+
+
+def test_what_another_disk_has_is_not_lost(tenant: Tenant, settings: Settings) -> None:
+    """As behind two processes with a data folder each."""
+    path = begin(tenant, 10)
+    send(tenant, path, 0, b"012")
+    body = {"name": "d", "source": {"type": "upload", "id": path.rpartition("/")[2]}}
+    here, there = (settings.model_copy(update=at) for at in ({}, elsewhere(settings)))
+    session.configure(there)
+    answer = send(tenant, path, 3, b"3456789")
+    assert_problem(answer, 503, "upload_elsewhere")
+    assert int(answer.headers["retry-after"]) > 0
+    session.configure(here)
+    assert send(tenant, path, 3, b"3456789").status_code == 204
+    session.configure(there)
+    assert kept() == []
+    assert_problem(tenant.call("POST", "/datasets", json=body), 503, "upload_elsewhere")
+    assert tenant.get(path).json()["status"] == "received"
+
+
+def elsewhere(settings: Settings) -> dict[str, object]:
+    """The same database beside another data folder."""
+    return {"data_dir": settings.data_dir / "other", "database_url": settings.database}
 
 
 def test_a_dataset_takes_an_upload(tenant: Tenant) -> None:

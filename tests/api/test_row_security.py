@@ -57,6 +57,12 @@ def test_a_forgotten_filter_shows_nothing_foreign(
     assert other.get(f"/models/{theirs}").json()["status"] == "active"
 
 
+def test_figures_are_those_of_all_tenants(tenant: Tenant, other: Tenant) -> None:
+    for each in (tenant, other):
+        each.ready_model()
+    assert "lethe_models 2.0" in tenant.get("/metrics").text
+
+
 def test_every_kind_of_call_works_under_the_role(tenant: Tenant) -> None:
     model_id = tenant.ready_model()
     request = tenant.forget(model_id).json()
@@ -74,6 +80,7 @@ def test_every_kind_of_call_works_under_the_role(tenant: Tenant) -> None:
         "/unlearn-requests?limit=1",
         "/datasets",
         "/api-keys",
+        "/version",
     ):
         assert tenant.get(path).status_code == 200, path
     cancelled = tenant.call("DELETE", f"/unlearn-requests/{second.json()['id']}")

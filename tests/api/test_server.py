@@ -12,9 +12,13 @@ from contextlib import suppress
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from app.api.server import OPTIONS
 from app.settings import Settings
+from app.store.blobs import Folder
+from app.store.homes import remove_leftovers
+from tests.store.test_homes import leave
 
 from .world import Tenant
 
@@ -109,7 +113,9 @@ def test_the_server_goes_on(port: int) -> None:
     assert (status, json.loads(body)) == (200, {"status": "ok"})
 
 
-def test_upload_that_breaks_off_leaves_nothing(port: int, tenant: Tenant) -> None:
+def test_upload_that_breaks_off_leaves_nothing(
+    port: int, tenant: Tenant, settings: Settings
+) -> None:
     head = (
         f"POST /datasets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {tenant.key}\r\n"
         "Content-Type: application/octet-stream\r\nX-Dataset-Metadata: e30=\r\n"
@@ -117,8 +123,18 @@ def test_upload_that_breaks_off_leaves_nothing(port: int, tenant: Tenant) -> Non
     )
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(head.encode() + bytes(1_500_000))
-        until(lambda: tenant.scratch.exists() and any(tenant.scratch.iterdir()))
+        until(lambda: any(tenant.scratch.glob("*/upload")))
+        assert remove_leftovers(settings.data_dir) == 0, "it is on its way"
+        assert len([*tenant.scratch.glob("*/home.lock")]) == 1, "nobody could tell if it were not"
     until(lambda: not any(tenant.scratch.iterdir()))
+
+
+def test_a_killed_service_removes_its_uploads_when_it_starts(
+    api: FastAPI, settings: Settings
+) -> None:
+    left = leave(Folder(settings.data_dir))
+    with TestClient(api):
+        assert not left.exists()
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -114,15 +114,15 @@ def test_defaults_are_accepted_and_filled_in(name: str) -> None:
 
 @pytest.fixture
 def demanding(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make an unlearner called ``ssd`` that has these needs."""
+    """Make an unlearner called ``delete`` that has these needs."""
 
     def demand(**facts: Any) -> dict[str, Any]:
         facts = {"exact": False, "needs": (), "networks": (), **facts}
-        config = type("Demanding", (unlearners["ssd"].config,), facts)
-        entry: Entry[Any] = Entry("ssd", "For a test.", config, unlearners["ssd"].run)
-        monkeypatch.setitem(unlearners._entries, "ssd", entry)
-        assert methods()["ssd"].needs == facts["needs"]
-        return {"name": "ssd"}
+        config = type("Demanding", (unlearners["delete"].config,), facts)
+        entry: Entry[Any] = Entry("delete", "For a test.", config, unlearners["delete"].run)
+        monkeypatch.setitem(unlearners._entries, "delete", entry)
+        assert methods()["delete"].needs == facts["needs"]
+        return {"name": "delete"}
 
     return demand
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from tests.chaos.rig import Rig
+from tests.chaos.rig import Rig, running
 from tests.servers import database
+
+BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 
 @pytest.fixture
@@ -23,12 +25,21 @@ def postgres_url(postgres_url: str) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def rig(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Rig]:
+@pytest.fixture(params=BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """SQLAlchemy URL of an empty database, on each kind; SQLite's lies with the data."""
     if request.param == "sqlite":
-        url = f"sqlite+pysqlite:///{tmp_path / 'lethe.db'}"
-    else:
-        url = request.getfixturevalue("postgres_url")
-    made = Rig(tmp_path, url, redis_url)
-    yield made
-    made.close()
+        return f"sqlite+pysqlite:///{tmp_path / 'data' / 'lethe.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def rig(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Rig]:
+    with running(tmp_path, database_url, redis_url) as made:
+        yield made
+
+
+@pytest.fixture
+def quick_rig(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Rig]:
+    with running(tmp_path, database_url, redis_url, quick=True) as made:
+        yield made

@@ -1,8 +1,10 @@
 """``make chaos-full``: every fault in its full number, cell by cell, hours in all.
 
-A cell is one test on one database. Each writes one file under ``benchmarks/results/chaos``; what
-has passed there is not run again, so a run that was stopped goes on where it was. ``--list`` says
-what is missing, ``--only T2`` runs some, ``--few`` strikes a few times and writes nothing.
+A cell is one test on one database, done in portions of some minutes. Its file under
+``benchmarks/results/chaos`` is written after each, so a run that was stopped goes on where it was;
+a portion that failed is kept there too, and done again. ``--list`` says what is missing,
+``--only T2`` runs some cells, ``--portion 2`` makes portions smaller for a slow machine,
+``--minutes 30`` begins none after that time, and ``--few`` strikes a few times and writes nothing.
 """
 
 from __future__ import annotations
@@ -12,44 +14,73 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tests.chaos.sizes import FULL
+from tests.chaos.sizes import FIRST, MEASURED, STRIKES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results/chaos"
 KILLS = "tests/chaos/test_kills.py"
 OUTAGES = "tests/chaos/test_outages.py"
-FAILPOINTS = "tests/chaos/test_failpoints.py"
-MESSAGES = "tests/chaos/test_messages.py"
+BROKER = "tests/chaos/test_broker.py::test_it_dies_forgets_and_falls_silent"
+DISKS = "tests/chaos/test_full_disk.py::test_uploads_and_jobs_wait_for_room"
+FAILPOINTS = "tests/chaos/test_failpoints.py::test_a_death_at_every_place"
+MESSAGES = "tests/chaos/test_messages.py::test_no_message_has_an_effect"
 DRAINS = "tests/chaos/test_drain.py"
 CALLS = "tests/store/test_nth_call.py::test_a_request_survives_any_failed_call"
 BLOBS = "tests/worker/test_failpoints.py::test_any_failed_call_to_the_blobs_is_recovered_from"
 ORDERS = "tests/store/test_interleavings.py"
+SIMULATION = "tests/store/test_simulation.py"
+PASSED = re.compile(r"^[1-9][0-9]* passed(?!.*skipped)", re.MULTILINE)
 BOTH = ("sqlite", "postgres")
-SEEDS = 20
-"""Of the simulation: 5 000 schedules each."""
+LARGEST = ("longest_drain_seconds",)
+"""What is not added up: of all portions the largest counts."""
 
-CELLS: dict[str, list[str]] = {
-    "T1_sqlite": [f"{KILLS}::test_the_embedded_service_killed_whole"],
-    "T1_postgres": [f"{KILLS}::test_the_celery_worker_killed"],
-    **{f"T2_{name}": [f"{FAILPOINTS}::test_a_death_at_every_place[{name}]"] for name in BOTH},
-    **{f"T3_{name}": [f"{OUTAGES}::test_the_api_killed_in_bursts[{name}]"] for name in BOTH},
-    "T4_postgres": [f"{OUTAGES}::test_the_broker_dies_forgets_and_falls_silent"],
-    "T5_postgres": [f"{OUTAGES}::test_the_database_is_stopped_at_once"],
-    **{f"T6_{name}": [f"{OUTAGES}::test_frozen_workers_are_fenced[{name}]"] for name in BOTH},
-    "T7_sqlite": [f"{DRAINS}::test_the_embedded_service_gives_its_job_back"],
-    "T7_postgres": [f"{DRAINS}::test_the_celery_worker_gives_its_job_back"],
-    **{f"T8_{name}": [f"{MESSAGES}::test_no_message_has_an_effect[{name}]"] for name in BOTH},
-    "T10_postgres": [f"{OUTAGES}::test_a_full_disk"],
-    "T11_sqlite": [f"{CALLS}[sqlite]", BLOBS],
-    "T11_postgres": [f"{CALLS}[postgres]"],
-    **{f"T12_sqlite_{seed:02}": ["tests/store/test_simulation.py"] for seed in range(SEEDS)},
-    **{f"T25_{name}": [ORDERS, "-k", name] for name in BOTH},
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One test on one database.
+
+    Args:
+        tests: arguments of pytest.
+        asked: strikes in all.
+        portion: strikes of one run.
+    """
+
+    tests: tuple[str, ...]
+    asked: int = 1
+    portion: int = 1
+
+
+CELLS: dict[str, Cell] = {
+    "T1_sqlite": Cell((f"{KILLS}::test_the_embedded_service_killed_whole",), 200, 10),
+    "T1_postgres": Cell((f"{KILLS}::test_the_celery_worker_killed",), 200, 10),
+    **{f"T2_{on}": Cell((f"{FAILPOINTS}[{on}]",), 250, 5) for on in BOTH},
+    **{f"T3_{on}": Cell((f"{OUTAGES}::test_the_api_killed[{on}]",), 100, 10) for on in BOTH},
+    "T4_postgres": Cell((BROKER,), 60, 6),
+    "T5_postgres": Cell((f"{OUTAGES}::test_the_database_is_stopped_at_once",), 20, 5),
+    **{f"T6_{on}": Cell((f"{OUTAGES}::test_frozen_workers[{on}]",), 50, 5) for on in BOTH},
+    "T7_sqlite": Cell((f"{DRAINS}::test_the_embedded_service_gives_its_job_back",), 50, 5),
+    "T7_postgres": Cell((f"{DRAINS}::test_the_celery_worker_gives_its_job_back",), 50, 5),
+    **{f"T8_{on}": Cell((f"{MESSAGES}[{on}]",), 10, 2) for on in BOTH},
+    **{f"T10_{on}": Cell((f"{DISKS}[{on}]",)) for on in BOTH},
+    "T11_sqlite": Cell((f"{CALLS}[sqlite]", BLOBS)),
+    "T11_postgres": Cell((f"{CALLS}[postgres]",)),
+    "T12_sqlite": Cell((SIMULATION,), 100_000, 500),
+    # SQLite has one writer at a time: nothing overlaps there.
+    "T25_sqlite": Cell((ORDERS, "-k", "sqlite and not two_open_transactions_keep_the_promises")),
+    "T25_postgres": Cell((ORDERS, "-k", "postgres and not sqlite")),
 }
 
 
@@ -59,35 +90,59 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only say what is missing")
     parser.add_argument("--few", action="store_true", help="a few strikes each, no files")
     parser.add_argument("--only", default="", help="names of cells begin with this")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing later")
+    parser.add_argument("--portion", type=int, help="strikes of one run, instead of the cell's own")
     given = parser.parse_args()
-    chosen = [cell for cell in CELLS if cell.startswith(given.only)]
-    missing = [cell for cell in chosen if given.few or not has_passed(cell)]
-    print(f"{len(chosen) - len(missing)} of {len(chosen)} cells are there; missing: {missing}")
+    chosen = [name for name in CELLS if name.startswith(given.only)]
     if given.list:
+        for name in chosen:
+            print(f"{name:14}{done(name):>8} of {CELLS[name].asked}")
         return
-    failed = [cell for cell in missing if not run(cell, few=given.few)]
-    print(f"failed: {failed}")
+    until = time.monotonic() + 60 * given.minutes
+    act = run_few if given.few else partial(run_all, portion=given.portion)
+    failed = [name for name in chosen if not act(name, until)]
+    missing = [name for name in chosen if not given.few and done(name) < CELLS[name].asked]
+    print(f"failed: {failed}, missing: {missing}")
     sys.exit(bool(failed))
 
 
-def has_passed(cell: str) -> bool:
-    """Whether a result of the cell is there, and is a good one."""
-    path = RESULTS / f"{cell}.json"
-    return path.exists() and json.loads(path.read_text())["passed"]
+def done(name: str) -> int:
+    """How many strikes of a cell were survived."""
+    return sum(portion["strikes"] for portion in portions(name) if portion["passed"])
 
 
-def run(cell: str, *, few: bool) -> bool:
-    """Run one cell, and write down what came out."""
-    print(f"{cell} ...", flush=True)
-    environment = {**os.environ, FULL: "0" if few else "1"}
-    if cell.startswith("T12"):
-        environment["LETHE_CHAOS_SEED"] = cell[-2:]
-    arguments = ["-m", "", "-s", "-q", "--timeout", "86400", *CELLS[cell]]
-    started = time.monotonic()
-    done = subprocess.run(
+def portions(name: str) -> list[Json]:
+    """What was run of a cell."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["portions"] if path.exists() else []
+
+
+def run_all(name: str, until: float, portion: int | None) -> bool:
+    """Run the portions of a cell that are missing, to the first that fails."""
+    cell = CELLS[name]
+    while (before := done(name)) < cell.asked and time.monotonic() < until:
+        number = min(portion or cell.portion, cell.asked - before)
+        made = run(name, {STRIKES: str(number), FIRST: str(before)})
+        write(name, [*portions(name), {"first": before, "strikes": number, **made}])
+        if not made["passed"]:
+            return False
+    return True
+
+
+def run_few(name: str, until: float) -> bool:
+    """Run a cell in its short form."""
+    return time.monotonic() > until or bool(run(name, {})["passed"])
+
+
+def run(name: str, sizes: dict[str, str]) -> Json:
+    """Run one portion; return what came out, with what it was measured on."""
+    print(f"{name} {sizes} ...", flush=True)
+    arguments = ["-m", "", "-s", "-q", "--timeout", "86400", *CELLS[name].tests]
+    started, cpu = time.monotonic(), cpu_seconds()
+    ended = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **sizes},
         check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -95,36 +150,57 @@ def run(cell: str, *, few: bool) -> bool:
     )
     seconds = time.monotonic() - started
     # A skip proves nothing.
-    passed = done.returncode == 0 and re.search(r"\b[1-9][0-9]* passed", done.stdout) is not None
-    print(f"{cell} {'passed' if passed else 'FAILED'} in {seconds:.0f} s", flush=True)
+    passed = ended.returncode == 0 and PASSED.search(ended.stdout) is not None
+    said = MEASURED.findall(ended.stdout)
+    counts = json.loads(said[-1]) if said else {}
+    print(f"{'passed' if passed else 'FAILED'} in {seconds:.0f} s: {counts}", flush=True)
     if not passed:
-        print(done.stdout[-4000:], flush=True)
-    if not few:
-        write(cell, passed, seconds, done.stdout)
-    return passed
-
-
-def write(cell: str, passed: bool, seconds: float, output: str) -> None:
-    """Keep the result with what it was measured on."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    result = {
-        "cell": cell,
+        print(ended.stdout[-6000:], flush=True)
+    return {
         "passed": passed,
         "seconds": round(seconds, 1),
-        "said": re.findall(r"^(?:seed |\d+ kills).*", output, re.MULTILINE),
-        "summary": output.splitlines()[-1],
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "cpu_seconds": round(cpu_seconds() - cpu, 1),
+        "counts": counts,
+        "said": [] if passed else [*filter(None, ended.stdout.splitlines())][-8:],
+        "commit": commit(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (RESULTS / f"{cell}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def cpu_seconds() -> float:
+    """What the portions and their processes have used, but for runners whose worker was killed."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def commit() -> str:
+    """What is being tested; results that were written before do not count."""
+    git = partial(subprocess.check_output, cwd=ROOT, text=True)
+    changed = git(["git", "status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}"])
+    return git(["git", "rev-parse", "--short", "HEAD"]).strip() + ("-dirty" if changed else "")
+
+
+def write(name: str, found: list[Json]) -> None:
+    """Keep all portions, with their sum on top."""
+    counts: Counter[str] = Counter()
+    passed = [portion for portion in found if portion["passed"]]
+    for portion in passed:
+        for key, value in portion["counts"].items():
+            counts[key] = max(counts[key], value) if key in LARGEST else counts[key] + value
+    survived, asked = sum(portion["strikes"] for portion in passed), CELLS[name].asked
+    result = {
+        "cell": name,
+        "asked": asked,
+        "survived": survived,
+        "complete": survived >= asked,
+        "counts": counts,
+        "failed_portions": len(found) - len(passed),
+        "seconds": round(sum(portion["seconds"] for portion in found), 1),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "portions": found,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, create_engine, exc, func, select
+from sqlalchemy import ColumnElement, Engine, Select, create_engine, exc, func, select
 from sqlalchemy.orm import Session
 
 from app.store.status import JOB_TERMINAL
 from app.store.tables import Job
 
-WAIT_SECONDS = 90.0
+PATIENCE_SECONDS = 300.0
+"""How long nothing at all may happen to the jobs; a busy machine takes its time."""
+POLL_SECONDS = 0.05
+JOBS_BETWEEN = 3
+"""So many jobs end between two kills, and each is hit now and then."""
 RUNNING = Job.status == "running"
 OPEN = Job.status.not_in(JOB_TERMINAL)
 WORKING = RUNNING & Job.phase.in_(("unlearning", "auditing", "publishing"))
@@ -35,6 +40,7 @@ class Nemesis:
         self._rng = rng
         self._moments = self._turns()
         self.kills = 0
+        self._enough = 0
         self.hits = 0
         """Kills that met a running job."""
 
@@ -43,30 +49,38 @@ class Nemesis:
         self._engine.dispose()
 
     def strike(self, kill: Callable[[], None]) -> bool:
-        """Wait for the next moment and kill.
+        """Wait until some jobs have ended, then for the next moment, and kill.
 
         Returns:
             False, without a kill, once no job is left.
         """
+        if not self._wait_until(lambda: self._count(ENDED) >= self._enough):
+            return False
         moment, longest = next(self._moments)
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not moment():
-            if not self._count(OPEN):
-                return False
-            assert time.monotonic() < deadline, "jobs are left, but nothing happens"
-            time.sleep(0.01)
+        if not self._wait_until(moment):
+            return False
         time.sleep(self._rng.uniform(0.0, longest))
         kill()
         self.kills += 1
         self.hits += self._count(RUNNING) > 0
+        self._enough = self._count(ENDED) + JOBS_BETWEEN
         return True
 
-    def rest(self, seconds: float) -> None:
+    def rest(self) -> None:
         """Wait until no job is left."""
-        deadline = time.monotonic() + seconds
-        while self._count(OPEN):
-            assert time.monotonic() < deadline, "jobs are left after the healing"
-            time.sleep(0.1)
+        assert not self._wait_until(lambda: False)
+
+    def _wait_until(self, moment: Callable[[], bool]) -> bool:
+        """Wait for the moment; return False once no job is left before it comes."""
+        seen, since = self._pulse(), time.monotonic()
+        while not moment():
+            if not self._count(OPEN):
+                return False
+            if (now := self._pulse()) != seen:
+                seen, since = now, time.monotonic()
+            assert time.monotonic() < since + PATIENCE_SECONDS, "jobs are left, and nothing happens"
+            time.sleep(POLL_SECONDS)
+        return True
 
     def _turns(self) -> Iterator[tuple[Callable[[], bool], float]]:
         while True:
@@ -76,11 +90,16 @@ class Nemesis:
             yield lambda: self._count(RUNNING) > 0, 2.0
 
     def _count(self, condition: ColumnElement[bool]) -> int:
+        return int(self._ask(select(func.count()).select_from(Job).where(condition)))
+
+    def _pulse(self) -> int:
+        """A number that changes with everything that happens to a job."""
+        return int(self._ask(select(func.coalesce(func.sum(Job.revision + Job.epoch), 0))))
+
+    def _ask(self, question: Select[Any]) -> Any:
         while True:
             try:
                 with Session(self._engine) as session:
-                    return (
-                        session.scalar(select(func.count()).select_from(Job).where(condition)) or 0
-                    )
+                    return session.scalar(question)
             except exc.OperationalError:  # SQLite recovers its log after a kill
                 time.sleep(0.02)

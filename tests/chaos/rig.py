@@ -4,56 +4,55 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from app.store.failpoints import Place
 from tests.chaos.checker import check, settle
 from tests.chaos.nemesis import Nemesis
+from tests.chaos.sizes import first
 from tests.chaos.world import World
 from tests.e2e.client import Client
 from tests.e2e.stack import Distributed
 
 EPOCHS = 40
 KILLED = -9
-REST_SECONDS = 180.0
 SHORT = {
-    "lease_seconds": 3,
+    "lease_seconds": 6,
     "heartbeat_seconds": 1,
     "sweep_seconds": 0.5,
     "dispatch_seconds": 0.5,
     "redispatch_seconds": 2,
     "checkpoint_seconds": 0.5,
 }
-"""Leases and intervals that make recoveries quick."""
+"""Intervals that make recoveries quick; the lease outlasts the pauses of a busy machine."""
 
 
 class Rig:
-    """A stack with one model, and what is needed to strike and to look."""
+    """A stack with one model, and what is needed to strike and to look.
 
-    def __init__(self, folder: Path, database_url: str, broker_url: str) -> None:
-        self.database_url = database_url
+    Args:
+        stack: has been started.
+        world: of that stack, with its model.
+        nemesis: of its database.
+        database_url: where that is.
+    """
+
+    def __init__(
+        self, stack: Distributed, world: World, nemesis: Nemesis, database_url: str
+    ) -> None:
+        self.stack, self.world, self.nemesis = stack, world, nemesis
+        self.client = world.client
+        self._database_url = database_url
         self.mended = 0
         """How often the API was started again."""
-        self.stack = Distributed(folder, database_url, broker_url, **SHORT, spare_runner=False)
-        self.stack.start()
-        self.client = Client(self.stack.url, self.stack.key)
-        self.world = World(self.client, folder, random.Random(0), epochs=EPOCHS)
-        self.world.build(num_models=1)
-        self.nemesis = Nemesis(database_url, random.Random(0))
-        assert self.stack.stop_one("worker") == 0
-
-    def close(self) -> None:
-        self.nemesis.close()
-        self.client.http.close()
-        self.stack.stop()
 
     def strike_worker(self, place: Place) -> None:
         """Have the worker die there while it does a new request; then heal and wait."""
         self._start_with(place, self.stack.start_worker)
         self.world.ask(1)
         assert self.stack.wait_for_death("worker") == KILLED
-        self.stack.configure(failpoint="")
         self.stack.start_worker()
 
     def strike_api(self, place: Place) -> None:
@@ -71,17 +70,17 @@ class Rig:
             self.start_api()
         self.stack.start_worker()
 
-    def check(self) -> None:
-        """Wait until all is done and cleared away, and hold it against the promises."""
-        self.nemesis.rest(REST_SECONDS)
-        settle(self.database_url, self.stack.data_dir)
-        assert self.stack.stop_one("worker") == 0
-        check(self.database_url, self.stack.data_dir, self.world)
+    def check(self) -> dict[str, int]:
+        """Wait until all is done and cleared away, hold it against the promises, and count."""
+        self.nemesis.rest()
+        settle(self._database_url, self.stack.data_dir)
+        self.stop_worker()
+        return check(self._database_url, self.stack.data_dir, self.world)
 
-    def _start_with(self, place: Place, start: Callable[[], None]) -> None:
-        self.stack.configure(failpoint=f"{place}=kill")
-        start()
-        self.stack.configure(failpoint="")
+    def stop_worker(self, name: str = "worker") -> None:
+        """End a worker as its operator does; before it is ready, no handler hears the signal."""
+        self.stack.wait_for_line(name, "worker_ready")
+        assert self.stack.stop_one(name) == 0, self.stack.log(name)
 
     def mend_api(self) -> None:
         """Start the API again if it died; a connection from before may be all that is dead."""
@@ -95,6 +94,39 @@ class Rig:
 
     def start_api(self) -> None:
         """Start the API as it should be, and wait until it is ready."""
-        self.stack.configure(failpoint="")
         self.stack.start_api()
         self.stack.wait_until("/readyz")
+
+    def _start_with(self, place: Place, start: Callable[[], None]) -> None:
+        self.stack.configure(failpoint=f"{place}=kill")
+        start()
+        self.stack.configure(failpoint="")
+
+
+@contextmanager
+def running(
+    folder: Path, database_url: str, broker_url: str, *, quick: bool = False
+) -> Iterator[Rig]:
+    """A rig whose worker was stopped once the model was ready.
+
+    Args:
+        folder: for data, logs and uploads.
+        database_url: of an empty database.
+        broker_url: of a Redis database.
+        quick: have the workers unlearn with ``tests.chaos.quick_runner`` instead of retraining.
+    """
+    with ExitStack() as closing:
+        stack = Distributed(folder, database_url, broker_url, **SHORT, spare_runner=False)
+        closing.callback(stack.stop)
+        stack.start()
+        client = closing.enter_context(Client(stack.url, stack.key))
+        world = World(client, folder, random.Random(first()), epochs=EPOCHS)
+        world.build(num_models=1)
+        nemesis = Nemesis(database_url, random.Random(first()))
+        closing.callback(nemesis.close)
+        rig = Rig(stack, world, nemesis, database_url)
+        rig.stop_worker()
+        if quick:
+            stack.celery = "tests.chaos.quick"
+            stack.configure(torch_threads=0)
+        yield rig

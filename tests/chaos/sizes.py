@@ -1,28 +1,31 @@
-"""How often each chaos test strikes: a few times, or as often as the published figures say."""
+"""How often a chaos test strikes: a few times, or portions of what ``make chaos-full`` asks."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 
-FULL = "LETHE_CHAOS_FULL"
-
-SIZES = {
-    "T1 kills of workers": (20, 200),
-    "T1 kills of the embedded service": (10, 200),
-    "T1 models": (3, 6),
-    "T2 rounds": (1, 10),
-    "T2 stride": (6, 1),
-    "T3 kills": (5, 100),
-    "T4 broker": (2, 20),
-    "T5 database": (2, 20),
-    "T6 zombies": (2, 50),
-    "T7 drains": (1, 50),
-    "T8 rounds": (1, 10),
-    "T12 schedules": (20, 5_000),
-}
+STRIKES = "LETHE_CHAOS_STRIKES"
+FIRST = "LETHE_CHAOS_FIRST"
+MEASURED = re.compile(r"^measured (\{.*\})$", re.MULTILINE)
 
 
-def size(name: str) -> int:
-    """How often, in the form that ``LETHE_CHAOS_FULL`` asks for."""
-    few, full = SIZES[name]
-    return full if os.environ.get(FULL) == "1" else few
+def strikes(few: int) -> int:
+    """How often to strike."""
+    return int(os.environ.get(STRIKES, few))
+
+
+def is_full() -> bool:
+    """Whether this is a portion of the full number."""
+    return STRIKES in os.environ
+
+
+def first() -> int:
+    """How many strikes went before, in other portions: the seed, and the place to begin at."""
+    return int(os.environ.get(FIRST, 0))
+
+
+def measured(**counts: float) -> None:
+    """Tell what came out; ``make chaos-full`` adds it up."""
+    print(f"measured {json.dumps(counts)}", flush=True)

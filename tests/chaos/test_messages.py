@@ -13,7 +13,7 @@ from celery import Celery
 
 from app import bell
 from tests.chaos.rig import Rig
-from tests.chaos.sizes import size
+from tests.chaos.sizes import measured, strikes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(36_000)]
 
@@ -28,13 +28,14 @@ class Canary:
         return (Path.touch, (self.path,))
 
 
-def test_no_message_has_an_effect(rig: Rig, redis_url: str, tmp_path: Path) -> None:
+def test_no_message_has_an_effect(quick_rig: Rig, redis_url: str, tmp_path: Path) -> None:
+    rig, counts, num_messages = quick_rig, {"requests": 0}, 0
     forger = Celery("forger", broker=redis_url, set_as_current=False)
     forger.conf.broker_transport_options = {"global_keyprefix": "lethe:"}
     canary = tmp_path / "canary"
     rng = random.Random(0)
-    rig.stack.start_worker()
-    for _ in range(size("T8 rounds")):
+    for _ in range(strikes(few=1)):
+        rig.stack.start_worker()
         rig.world.ask(2)
         known = [job["id"] for job in rig.client.get("/jobs?limit=20")["data"]]
         bad = [*messages(known, canary)]
@@ -51,11 +52,11 @@ def test_no_message_has_an_effect(rig: Rig, redis_url: str, tmp_path: Path) -> N
                         content_encoding="utf-8" if isinstance(body, str) else "binary",
                         headers=headers,
                     )
+        num_messages += 2 * len(bad)
         assert rig.stack.processes["worker"].poll() is None, rig.stack.log("worker")
-        rig.check()
+        counts = rig.check()
         assert not canary.exists(), "a pickled message was opened"
-        rig.stack.start_worker()
-    assert rig.stack.stop_one("worker") == 0
+    measured(messages=num_messages, **counts)
 
 
 def messages(known: list[str], canary: Path) -> Any:

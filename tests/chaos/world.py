@@ -24,6 +24,7 @@ FEATURES = 64
 ARCHITECTURE = {"name": "mlp", "in_features": FEATURES, "hidden": [32], "num_classes": 10}
 PREPROCESSING = {"scale": 1 / 16}
 NUM_RECORDS = 400
+PATIENCE_SECONDS = 600.0
 
 
 def recipe(epochs: int) -> Json:
@@ -64,16 +65,14 @@ class World:
         ids = _write_dataset(data)
         _train(file, recipe(3))
         dataset = self.client.upload("/datasets", data, {"name": "tiny"})["id"]
-        assert (
-            self.client.wait(f"/datasets/{dataset}", "status", "ready", "rejected")["status"]
-            == "ready"
-        )
+        read = self._settled(f"/datasets/{dataset}")
+        assert read["status"] == "ready", read
         for number in range(num_models):
             body = self.client.upload("/models", file, self._metadata(f"m{number}", dataset))
             self.models.append(body["id"])
             self._left[body["id"]] = list(ids)
         for model in self.models:
-            version = self.client.wait(f"/models/{model}/versions/1", "status", "ready", "rejected")
+            version = self._settled(f"/models/{model}/versions/1")
             assert version["status"] == "ready", version
 
     def ask(self, num_requests: int, mend: Callable[[], None] | None = None) -> None:
@@ -95,6 +94,9 @@ class World:
                     mend()
                     body = self._forget(number, model, ids)
                 self.acknowledged[body["id"]] = (model, ids)
+
+    def _settled(self, path: str) -> Json:
+        return self.client.wait(path, "status", "ready", "rejected", seconds=PATIENCE_SECONDS)
 
     def _forget(self, number: int, model: str, ids: list[str]) -> Json:
         return self.client.forget(

@@ -166,6 +166,15 @@ def test_it_runs_only_when_it_is_chosen():
         audits["backdoor"].config()
 
 
+def test_it_takes_batches_of_the_size_that_was_asked_for():
+    world, chosen = poisoned_world()
+    model, sizes = trained(world), []
+    evidence = cases.evidence(world, model, chosen, batch_size=37)
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    audits["backdoor"].run(evidence, audits["backdoor"].config(trigger=TRIGGER))
+    assert max(sizes) == 37
+
+
 def test_features_are_no_evidence():
     world = cases.small_world()
     evidence = cases.evidence(world, trained(world), cases.first(world, 40))

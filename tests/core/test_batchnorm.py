@@ -115,14 +115,3 @@ def test_has_batchnorm_wants_running_statistics() -> None:
     assert batchnorm.has_batchnorm(network())
     assert not batchnorm.has_batchnorm(nn.LayerNorm(3))
     assert not batchnorm.has_batchnorm(nn.BatchNorm1d(3, track_running_stats=False))
-
-
-def test_statistics_are_measured_anew_within_a_frozen_context_too() -> None:
-    records = features(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)))
-    plain, within = network(), network()
-    batchnorm.recalibrate(plain, records, 8, CPU)
-    with batchnorm.frozen(within):
-        within.train()
-        batchnorm.recalibrate(within, records, 8, CPU)
-        within(records.images)
-    assert weights.equal(plain, within)

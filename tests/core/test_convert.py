@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from core import opcodes
 from core.convert import convert
 from core.errors import InvalidInput
 from core.formats import kind
@@ -273,18 +274,21 @@ def test_a_checkpoint_becomes_the_state_dict_it_holds(
     assert all(torch.equal(found[name], tensor) for name, tensor in made.state().items())
 
 
+def test_a_pickle_that_breaks_off_is_not_said_to_be_too_long() -> None:
+    with pytest.raises(InvalidInput, match="breaks off") as caught:
+        opcodes.scan(b"\x80\x02}")
+    assert caught.value.code == "pickle_budget_exceeded"
+
+
 def test_tied_tensors_are_written_for_each_name(tmp_path: Path) -> None:
     architecture = {"name": "mlp", "in_features": 2, "hidden": (2,), "num_classes": 2}
     one = torch.ones(2, 2)
     (tmp_path / "up").write_bytes(
         made.saved({"1.weight": one, "3.weight": one, "1.bias": one[0], "3.bias": torch.zeros(2)})
     )
-    try:
-        result = convert(
-            out=tmp_path, source=tmp_path / "up", architecture=architecture, max_parameters=99
-        )
-    except InvalidInput as error:  # pragma: no cover
-        raise AssertionError(error.detail) from None
+    result = convert(
+        out=tmp_path, source=tmp_path / "up", architecture=architecture, max_parameters=99
+    )
     assert torch.equal(load_file(tmp_path / result["weights"])["3.weight"], one)
 
 

@@ -14,6 +14,7 @@ from core.audits import AuditOptions, audits
 from core.bank import load as load_bank
 from core.bank_job import BANK_FILE, bank
 from core.data import split_holdout
+from core.determinism import fresh_seed
 from core.errors import Diverged, InvalidInput, OutOfTime
 from core.findings import Finding
 from core.ingest import ingest
@@ -21,7 +22,6 @@ from core.ladder import unlearn
 from core.oracle_job import oracle, oracle_seed
 from core.registry import Entry
 from core.training import fit
-from core.unlearners.retrain import fresh_seed
 from tests.core import cases
 from tests.worlds import CPU, accuracy, trained, write_checkpoint, write_dataset
 
@@ -246,6 +246,7 @@ def test_an_oracle_is_the_recipe_on_what_is_left(train_oracle, tmp_path):
     assert result == {
         "weights": file.name,
         "digest": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "processes": None,
     }
     made = networks.build(networks.parse(world().architecture), seed=99)
     weights.load(file, made)
@@ -271,13 +272,19 @@ def test_an_oracle_ends_in_time_or_not_at_all(train_oracle, tmp_path):
 
 
 def test_a_bank_knows_what_is_left_and_the_judging_half(train_bank, tmp_path):
-    assert train_bank(excluded=FORGET) == {"bank": BANK_FILE, "models": 4}
+    made = train_bank(excluded=FORGET)
+    assert made == {"bank": BANK_FILE, "models": 4, "processes": None}
     made = load_bank(tmp_path / BANK_FILE)
     assert made.train_rows.tolist() == [*range(60, 240)]
     ids = [world().ids[row] for row in world().holdout.rows.tolist()]
     judging = world().holdout.take(~split_holdout(ids, "key")).rows
     assert torch.equal(made.judging_rows, judging)
     assert made.trained_on.sum(0).unique().tolist() == [2]
+
+
+def test_a_bank_that_takes_too_long_ends(train_bank):
+    with pytest.raises(OutOfTime):
+        train_bank(time_limit_seconds=1e-6)
 
 
 def test_a_bank_needs_records_on_either_side(train_bank):

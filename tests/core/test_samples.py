@@ -135,6 +135,23 @@ def test_the_importance_of_what_stays_is_left_for_the_next_request(run, lenient,
     assert again["rungs"][0]["tried"][0]["stale"] == 1
 
 
+def test_importance_that_cannot_be_subtracted_is_not_measured_again(
+    run, lenient, files, tmp_path, monkeypatch
+):
+    made = estimate(loaded(files["weights"]), world().train, "mas", batch_size=64, device=CPU)
+    importance.save(made, tmp_path / "mas")
+    measured = []
+
+    def counted(*args, **options):
+        measured.append(args[2])
+        return estimate(*args, **options)
+
+    monkeypatch.setattr("core.importance.estimate", counted)
+    rung = {"name": "ssd", "estimator": "mas", "selection": "adaptive"}
+    result = run(importance=tmp_path / "mas", ladder=[rung])
+    assert (result["published"], result["importance"], measured) == (0, None, [])
+
+
 def test_batch_means_cannot_be_subtracted(files):
     model = loaded(files["weights"])
     options = {"batch_size": 64, "device": CPU}
@@ -146,10 +163,13 @@ def test_batch_means_cannot_be_subtracted(files):
     assert stored.without(one, one, model) is None
 
 
-def test_samples_of_the_holdout_are_refused(run, files):
+def test_samples_of_the_holdout_are_refused(run, tmp_path):
+    both = dataclasses.replace(world(), train=world().holdout)
+    upload = write_dataset(both, tmp_path / "both", splits=["train"])
+    ingest(source=upload, out=tmp_path, max_records=10_000)
     with pytest.raises(InvalidInput) as caught:
-        run(forget_samples=files["holdout"])
-    assert caught.value.code in ("holdout_overlap", "records_not_found")
+        run(forget_samples=tmp_path / "records.parquet")
+    assert caught.value.code == "holdout_overlap"
 
 
 def test_samples_with_a_foreign_label_are_refused(run, files, tmp_path):

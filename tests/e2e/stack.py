@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,7 +16,9 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 90.0
+START_SECONDS = STOP_SECONDS = 300.0
+"""Patience with a machine that is busy with other things; what has died is seen at once."""
+
 PEPPER = "a pepper for tests, long enough to be taken"
 Json = dict[str, Any]
 
@@ -41,6 +44,8 @@ class Stack:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._begun_at: dict[str, int] = {}
+        """Where in its log a process began to write."""
         self._settings = {
             "data_dir": self.data_dir,
             "port": self.port,
@@ -62,6 +67,7 @@ class Stack:
     def spawn(self, name: str, *arguments: str) -> None:
         """Start a process whose output is appended to ``<name>.log``."""
         with (self.folder / f"{name}.log").open("ab") as log:
+            self._begun_at[name] = log.tell()
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
@@ -96,7 +102,7 @@ class Stack:
         """Send a signal to one process."""
         self.processes[name].send_signal(number)
 
-    def wait_for_death(self, name: str, seconds: float = 300.0) -> int:
+    def wait_for_death(self, name: str, seconds: float = 600.0) -> int:
         """Wait until a process has ended by itself; return its exit status."""
         try:
             status = self.processes[name].wait(seconds)
@@ -108,29 +114,45 @@ class Stack:
     def stop_one(self, name: str) -> int:
         """SIGTERM one process; return its exit status."""
         self.processes[name].terminate()
-        return self.processes.pop(name).wait(60)
+        return self.processes.pop(name).wait(STOP_SECONDS)
 
     def stop(self) -> dict[str, int]:
-        """SIGTERM all processes; return their exit statuses."""
+        """SIGTERM all processes; return their exit statuses, and leave none behind."""
         for process in self.processes.values():
             process.terminate()
-        statuses = {name: process.wait(60) for name, process in self.processes.items()}
-        self.processes.clear()
-        return statuses
+        try:
+            return {name: each.wait(STOP_SECONDS) for name, each in self.processes.items()}
+        finally:
+            for process in self.processes.values():
+                process.kill()
+                process.wait()
+            self.processes.clear()
 
     def wait_until(self, path: str) -> None:
         """Wait until ``path`` answers 200."""
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            for name, process in self.processes.items():
-                assert process.poll() is None, f"{name} ended:\n{self.log(name)}"
-            try:
-                if httpx.get(self.url + path, timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
+        # One client for all tries: making one reads every certificate of the machine.
+        with httpx.Client(base_url=self.url, timeout=5) as client:
+            while time.monotonic() < deadline:
+                for name, process in self.processes.items():
+                    assert process.poll() is None, f"{name} ended:\n{self.log(name)}"
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get(path).status_code == 200:
+                        return
+                time.sleep(0.1)
         raise AssertionError(f"no {path}:\n" + "\n".join(self.log(name) for name in self.processes))
+
+    def wait_for_line(self, name: str, text: str) -> None:
+        """Wait until a process that was started last has written a text to its log."""
+        deadline = time.monotonic() + START_SECONDS
+        with (self.folder / f"{name}.log").open("rb") as log:
+            log.seek(self._begun_at[name])
+            written = b""
+            while text.encode() not in written:
+                written += log.read()
+                assert self.processes[name].poll() is None, f"{name} ended:\n{self.log(name)}"
+                assert time.monotonic() < deadline, f"{name} never says {text}:\n{self.log(name)}"
+                time.sleep(0.05)
 
     def log(self, name: str) -> str:
         """End of the output of a process."""
@@ -159,6 +181,8 @@ class Distributed(Stack):
             folder, database_url=database_url, broker_url=broker_url, pepper=PEPPER, **settings
         )
         self.key = ""
+        self.celery = "worker.main"
+        """Where the workers find their Celery object."""
 
     def start(self) -> None:
         """Migrate, make a key, start both processes, wait until they are ready."""
@@ -176,5 +200,5 @@ class Distributed(Stack):
 
     def start_worker(self, name: str = "worker") -> None:
         """Start a worker."""
-        arguments = ["-m", "celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
+        arguments = ["-m", "celery", "-A", self.celery, "worker", "--loglevel", "INFO"]
         self.spawn(name, *arguments, "-n", f"{name}@%h")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from tests.e2e.client import Client, Json
 from worker.demo import digits
 
 FORGOTTEN_CLASS = 8
 
 
-def main_job(client: Client, folder: Path) -> None:
+def main_job(client: Client, home: Path) -> None:
     """Upload, forget a class, then records of the new version, and check what comes back."""
-    ids, model = register(client, folder)
+    ids, model = register(client, home)
     first = forget_class(client, model)
-    second = forget_records(client, model, ids)
+    second = forget_records(client, model, ids, parent="2")
     versions = client.get(f"/models/{model}/versions")["data"]
     chain = sorted((version["number"], version["id"], version["parent"]) for version in versions)
     assert [number for number, _, _ in chain] == [1, 2, 3]
@@ -23,12 +26,9 @@ def main_job(client: Client, folder: Path) -> None:
     assert [first, second] == [chain[1][1], chain[2][1]]
 
 
-def register(client: Client, folder: Path) -> tuple[list[str], str]:
+def register(client: Client, home: Path) -> tuple[list[str], str]:
     """Upload data and model; return the training record ids and the model's id."""
-    data, weights = folder / "digits.parquet", folder / "digits.safetensors"
-    ids = digits.write_dataset(data)
-    (folder / "ingested").mkdir()
-    digits.train(data, folder / "ingested", weights)
+    data, weights = home / "digits.parquet", home / "digits.safetensors"
     dataset = client.upload("/datasets", data, {"name": "digits"})["id"]
     body = client.wait(f"/datasets/{dataset}", "status", "ready", "rejected")
     assert body["status"] == "ready", body
@@ -36,7 +36,8 @@ def register(client: Client, folder: Path) -> tuple[list[str], str]:
     version = client.wait(f"/models/{model}/versions/1", "status", "ready", "rejected")
     assert version["status"] == "ready", version
     assert version["digest"] == "sha256:" + hashlib.sha256(weights.read_bytes()).hexdigest()
-    return ids, str(model)
+    records = pq.read_table(data, columns=["id", "split"])
+    return records.filter(pc.field("split") == "train")["id"].to_pylist(), str(model)
 
 
 def forget_class(client: Client, model: str) -> str:
@@ -48,11 +49,11 @@ def forget_class(client: Client, model: str) -> str:
     return published(client, model, request, parent="1")
 
 
-def forget_records(client: Client, model: str, ids: list[str]) -> str:
-    """Forget some records of the new version; return the id of the next one."""
+def forget_records(client: Client, model: str, ids: list[str], parent: str) -> str:
+    """Forget some records of the version ``parent``; return the id of the next one."""
     forget = {"type": "record_ids", "record_ids": ids[:20]}
     request = client.forget("records", model, forget)
-    version = published(client, model, request, parent="2")
+    version = published(client, model, request, parent)
     # Fewer than 200 records: nothing but the exact rung can show that they are gone.
     assert client.get(f"/unlearn-requests/{request['id']}")["outcome"] == "erased_exact"
     return version

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.e2e import story
 from tests.e2e.client import Client, Json
 from tests.e2e.stack import Embedded
 
 
-def test_evidence_on_demand(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_evidence_on_demand(tmp_path: Path, home: Path) -> None:
     stack = Embedded(tmp_path)
     stack.start()
     try:
         with Client(stack.url, stack.key) as client:
-            ids, model = story.register(client, tmp_path)
+            ids, model = story.register(client, home)
             _reference_models(client, model, ids)
             _oracles(client, model)
             _audits(client, model)

@@ -23,9 +23,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     stack.stop()
 
 
-def test_the_main_job_embedded(service: Embedded) -> None:
+def test_the_main_job_embedded(service: Embedded, home: Path) -> None:
     with Client(service.url, service.key) as client:
-        story.main_job(client, service.folder)
+        story.main_job(client, home)
 
 
 def test_it_stops_cleanly_and_shows_its_key_once(service: Embedded) -> None:

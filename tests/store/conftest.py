@@ -40,16 +40,6 @@ def settings_of(folder: Path, url: str = "", **over: object) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file, to be copied."""
-    folder = tmp_path_factory.mktemp("template")
-    sessions.configure(settings_of(folder))
-    sessions.upgrade()
-    sessions.configure(None)
-    return folder / "lethe.db"
-
-
-@pytest.fixture(scope="session")
 def migrated_postgres(
     postgres_url: str,  # noqa: F811  # the fixture imported above
     tmp_path_factory: pytest.TempPathFactory,
@@ -78,9 +68,9 @@ def roles(migrated_postgres: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def sqlite_store(sqlite_template: Path, tmp_path: Path) -> Iterator[World]:
+def sqlite_store(migrated: Path, tmp_path: Path) -> Iterator[World]:
     """A world on SQLite alone, for what does not depend on the database."""
-    shutil.copy(sqlite_template, tmp_path / "lethe.db")
+    shutil.copy(migrated, tmp_path / "lethe.db")
     yield from _world(settings_of(tmp_path))
 
 
@@ -88,7 +78,7 @@ def sqlite_store(sqlite_template: Path, tmp_path: Path) -> Iterator[World]:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """A world on each database."""
     if request.param == "sqlite":
-        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "lethe.db")
+        shutil.copy(request.getfixturevalue("migrated"), tmp_path / "lethe.db")
         yield from _world(settings_of(tmp_path))
         return
     url = request.getfixturevalue("migrated_postgres")

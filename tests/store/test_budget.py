@@ -11,7 +11,7 @@ from app.store import budget, jobs, models
 from app.store import session as sessions
 from app.store.session import reading, transaction
 from tests import factories
-from tests.store.conftest import World, settings_of
+from tests.store.conftest import World
 from worker import steps
 
 
@@ -25,11 +25,11 @@ def rung(changed: float | None = 0.1, utility: float | None = 0.004) -> dict[str
 
 
 @pytest.fixture
-def model_id(sqlite_store: World) -> str:
+def model_id(store: World) -> str:
     with transaction() as session:
         rows = factories.index(num_train=1000)
-        dataset = factories.a_dataset(session, sqlite_store.tenant, rows)
-        return factories.a_model(session, sqlite_store.tenant, dataset_id=dataset.id).id
+        dataset = factories.a_dataset(session, store.tenant, rows)
+        return factories.a_model(session, store.tenant, dataset_id=dataset.id).id
 
 
 def claimed(world: World, model_id: str, *ids: str) -> jobs.Claim:
@@ -52,26 +52,33 @@ def spent(world: World, model_id: str) -> budget.Spent:
         return budget.spent(session, models.get(session, world.tenant, model_id))
 
 
-def test_a_new_model_has_spent_nothing(sqlite_store: World, model_id: str) -> None:
-    assert spent(sqlite_store, model_id) == budget.Spent()
+def test_a_new_model_has_spent_nothing(store: World, model_id: str) -> None:
+    assert spent(store, model_id) == budget.Spent()
 
 
-def test_approximate_versions_add_up(sqlite_store: World, model_id: str) -> None:
-    apply(sqlite_store, model_id, "r0", "r1", outcome="erased_approximate")
-    apply(sqlite_store, model_id, "r2", outcome="erased_approximate", utility=-0.001)
-    found = spent(sqlite_store, model_id)
+def test_approximate_versions_add_up(store: World, model_id: str) -> None:
+    apply(store, model_id, "r0", "r1", outcome="erased_approximate")
+    apply(store, model_id, "r2", outcome="erased_approximate", utility=-0.001)
+    found = spent(store, model_id)
     assert found.num_versions == 2
     assert found.share == pytest.approx(0.003)
     assert found.relative_change == pytest.approx(0.2)
     assert found.utility_loss == pytest.approx(0.003)
 
 
-def test_retraining_sets_the_budget_back(sqlite_store: World, model_id: str) -> None:
-    apply(sqlite_store, model_id, "r0", outcome="erased_approximate")
-    apply(sqlite_store, model_id, "r1", outcome="erased_exact")
-    assert spent(sqlite_store, model_id) == budget.Spent()
-    apply(sqlite_store, model_id, "r2", outcome="erased_approximate", changed=None)
-    assert spent(sqlite_store, model_id).num_versions == 1
+def test_an_oracle_spends_nothing_and_ends_no_lineage(store: World, model_id: str) -> None:
+    apply(store, model_id, "r0", outcome="erased_approximate")
+    with transaction() as session:
+        factories.an_oracle(session, store.tenant, model_id)
+    assert spent(store, model_id).num_versions == 1
+
+
+def test_retraining_sets_the_budget_back(store: World, model_id: str) -> None:
+    apply(store, model_id, "r0", outcome="erased_approximate")
+    apply(store, model_id, "r1", outcome="erased_exact")
+    assert spent(store, model_id) == budget.Spent()
+    apply(store, model_id, "r2", outcome="erased_approximate", changed=None)
+    assert spent(store, model_id).num_versions == 1
 
 
 @pytest.mark.parametrize(
@@ -84,13 +91,13 @@ def test_retraining_sets_the_budget_back(sqlite_store: World, model_id: str) -> 
     ],
 )
 def test_at_a_cap_retraining_comes_first(
-    sqlite_store: World, model_id: str, tmp_path: Path, cap: dict[str, Any], words: str
+    store: World, model_id: str, tmp_path: Path, cap: dict[str, Any], words: str
 ) -> None:
     large = [f"r{n}" for n in range(1, 221)]
-    apply(sqlite_store, model_id, "r0", outcome="erased_approximate")
-    claim = claimed(sqlite_store, model_id, *large)
+    apply(store, model_id, "r0", outcome="erased_approximate")
+    claim = claimed(store, model_id, *large)
     assert steps.order(claim, tmp_path)["arguments"]["ladder"][0]["name"] != "retrain"
-    sessions.configure(settings_of(sqlite_store.settings.data_dir, **cap))
+    sessions.configure(store.settings.model_copy(update=cap))
     assert words in (claim.spent.reason() or "")
     assert steps.order(claim, tmp_path)["arguments"]["ladder"][0]["name"] == "retrain"
     done = steps.Unlearned(
@@ -110,24 +117,25 @@ def test_at_a_cap_retraining_comes_first(
     assert "no recipe to retrain with" in steps._reason(claim, done)
 
 
-def test_the_next_job_learns_of_the_requests_before_it(sqlite_store: World, model_id: str) -> None:
-    first = claimed(sqlite_store, model_id, "r0", "r1")
+def test_the_next_job_learns_of_the_requests_before_it(store: World, model_id: str) -> None:
+    first = claimed(store, model_id, "r0", "r1")
     assert first.earlier == {}
     with transaction() as session:
         factories.publish(session, first)
-    second = claimed(sqlite_store, model_id, "r5")
+    second = claimed(store, model_id, "r5")
     (request_id,) = first.requests
     assert {name: rows.tolist() for name, rows in second.earlier.items()} == {request_id: [0, 1]}
     assert second.excluded.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)  # long
 def test_of_a_hundred_requests_every_twenty_first_retrains(
-    sqlite_store: World, model_id: str, tmp_path: Path
+    store: World, model_id: str, tmp_path: Path
 ) -> None:
     retrained = []
     for number in range(100):
         first = 2 * number
-        claim = claimed(sqlite_store, model_id, f"r{first}", f"r{first + 1}")
+        claim = claimed(store, model_id, f"r{first}", f"r{first + 1}")
         assert len(claim.earlier) == number
         assert claim.excluded.tolist() == [*range(first)]
         order = steps.order(claim, tmp_path)["arguments"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import inspect
+from sqlalchemy import Connection, inspect, text
 
+from app.store import isolation
 from app.store import session as sessions
 from app.store.session import MIGRATIONS
 from tests.store.conftest import World, settings_of
@@ -46,3 +48,17 @@ def test_down_and_up_again(store: World) -> None:
     assert inspect(sessions.engine()).get_table_names() == ["alembic_version"]
     sessions.upgrade()
     assert sessions.at_head()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_a_step_may_take_longer_than_a_statement(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def protect(connection: Connection) -> None:
+        connection.execute(text("select pg_sleep(1)"))
+
+    monkeypatch.setattr(sessions, "POSTGRES_OPTIONS", "-c statement_timeout=500ms")
+    monkeypatch.setattr(isolation, "protect", protect)
+    sessions.configure(store.settings)
+    sessions.upgrade()

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import update
 
 from app import bell, dispatch
-from app.store import clock, jobs, tables, workers
+from app.store import clock, jobs, partial, tables, workers
+from app.store.jobs.queueing import next_ids
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
@@ -89,6 +90,14 @@ def test_the_window_grows_with_the_workers(store: World) -> None:
     assert len(due()) == 36
 
 
+def test_each_of_many_workers_finds_a_job(store: World) -> None:
+    """They all ask at once, and are told the same."""
+    with transaction() as session:
+        made = [factories.a_raw_dataset(session, store.tenant)[1] for _ in range(12)]
+    with reading() as session:
+        assert next_ids(session, ["cpu"]) == made
+
+
 def test_workers_that_fall_silent_are_not_counted(store: World) -> None:
     with transaction() as session:
         workers.seen(session, "w1", "celery", slots=1)
@@ -159,6 +168,19 @@ def test_a_nudge_wakes_the_dispatcher(store: World, line: Line) -> None:
         bell.nudge()
     dispatcher.stop()
     assert line.rung == [job_id]
+
+
+def test_bytes_of_ended_uploads_are_removed(store: World, line: Line) -> None:
+    left = partial.path(store.tenant, "upl_1")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"what a killed service left behind")
+    with transaction() as session:
+        factories.a_raw_dataset(session, store.tenant)
+    dispatcher = dispatch.Dispatcher(store.settings)
+    dispatcher.start()
+    assert line.heard.wait(30)
+    dispatcher.stop()
+    assert not left.exists()
 
 
 def test_tenants_take_turns(store: World) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.store import jobs, models, requests, tables
-from app.store.errors import Conflict, NotFound
+from app.store import jobs, models, references, requests, tables
+from app.store import session as sessions
+from app.store.errors import Conflict, NotFound, TooMany
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
@@ -83,6 +84,55 @@ def test_not_for_an_upload(store: World) -> None:
         _, job_id = factories.a_raw_dataset(session, store.tenant)
     fail(job_id)
     assert refusal(store, job_id) == "state_conflict"
+
+
+def test_a_bank_is_not_trained_twice(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        options = {"models": 4, "seed": 0, "batch_size": 256}
+        job_id = references.queue_bank(session, store.tenant, model.id, options).id
+    fail(job_id)
+    with transaction() as session:
+        factories.a_bank(session, store.tenant, model.id)
+    assert refusal(store, job_id) == "reference_bank_exists"
+
+
+def test_no_oracle_of_a_version_that_was_replaced(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        factories.published(session, store.tenant, model.id)
+        options = {"seed": 0, "time_limit_seconds": 600.0}
+        queued = references.queue_oracle(session, store.tenant, model.id, "@serving", options)
+    fail(queued.id)
+    with transaction() as session:
+        factories.published(session, store.tenant, model.id, record_ids=["r1"])
+    assert refusal(store, queued.id) == "version_withdrawn"
+
+
+def test_not_into_a_full_queue(store: World, failed: tables.Request) -> None:
+    sessions.configure(store.settings.model_copy(update={"max_queued_jobs": 0}))
+    with pytest.raises(TooMany), transaction() as session:
+        jobs.retry(session, store.tenant, failed.job_id)
+
+
+def test_what_was_learned_from_forgotten_records_goes(store: World) -> None:
+    """Another job of the model publishes while one that was interrupted waits."""
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        waiting = factories.a_request(session, store.tenant, model.id, policy="exact")
+        held = jobs.claim(session, waiting.job_id, "w")
+        assert held is not None
+        jobs.keep_checkpoint(session, held, blob="c", digest="c" * 64)
+        jobs.release(session, held, delay=60.0)
+        factories.published(session, store.tenant, model.id, record_ids=["r1"])
+    with reading() as session:
+        found = jobs.get(session, store.tenant, waiting.job_id)
+        assert (found.status, found.checkpoint_blob, found.checkpoint_digest) == (
+            "queued",
+            None,
+            None,
+        )
+        assert session.get(tables.Trash, "c") is not None
 
 
 def test_an_audit_is_tried_again_one_at_a_time(store: World) -> None:

@@ -53,6 +53,7 @@ def test_concurrent_writers_wait_for_each_other(store: World) -> None:
         assert session.get_one(tables.Worker, "w").slots == WRITERS * WRITES
 
 
+@pytest.mark.usefixtures("durable")
 def test_sqlite_is_durable_and_checks_references(sqlite_store: World) -> None:
     with reading() as session:
         pragmas = {
@@ -97,7 +98,7 @@ def test_an_absent_database_is_an_operational_error(tmp_path: Path) -> None:
     sessions.configure(settings_of(tmp_path, "postgresql://postgres@127.0.0.1:1/none"))
     try:
         with pytest.raises(OperationalError):
-            sessions.ping()
+            sessions.writable()
     finally:
         sessions.configure(None)
 

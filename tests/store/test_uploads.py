@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.store import keys, tables, uploads
-from app.store.errors import Conflict, Gone, NotFound, TooLarge
+from app.store import keys, partial, tables, uploads
+from app.store import session as sessions
+from app.store.errors import Conflict, Gone, NotFound, TooLarge, TooMany
 from app.store.session import MIGRATIONS, reading, transaction
 from tests.store.conftest import World
 
@@ -63,6 +64,33 @@ def test_the_quota_is_the_tenants_own(store: World) -> None:
         make(session, store.tenant, 2)
     with transaction() as session:
         make(session, store.stranger, 2)
+
+
+def test_empty_uploads_count_too(store: World) -> None:
+    sessions.configure(store.settings.model_copy(update={"max_open_uploads": 2}))
+    with transaction() as session:
+        first = make(session, store.tenant, 0)
+        make(session, store.tenant, 0)
+    with transaction() as session, pytest.raises(TooMany):
+        make(session, store.tenant, 0)
+    with transaction() as session:
+        make(session, store.stranger, 0)
+        uploads.use(session, store.tenant, first, "dst_1")
+        make(session, store.tenant, 0)
+
+
+def test_rows_of_ended_uploads_go(store: World) -> None:
+    with transaction() as session:
+        used, aborted, still_open, lately = (make(session, store.tenant, 0) for _ in range(4))
+        uploads.use(session, store.tenant, used, "dst_1")
+        for each in (aborted, lately):
+            uploads.abort(session, store.tenant, each)
+        mine = tables.Upload.id.in_([used, aborted, still_open])
+        old = datetime.now(UTC) - timedelta(days=8, seconds=1)
+        session.execute(update(tables.Upload).where(mine).values(touched_at=old))
+    assert partial.sweep() == 0
+    with reading() as session:
+        assert {*session.scalars(select(tables.Upload.id))} == {still_open, lately}
 
 
 def test_only_idle_uploads_expire(store: World) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,14 +15,14 @@ STAND_IN = "tests.worker.stand_in"
 
 
 @pytest.fixture
-def spawn(tmp_path: Path) -> Iterator[Callable[[], Runner]]:
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Runner]]:
     """Start stand-in runners, and end them all after the test."""
     runners: list[Runner] = []
 
-    def start() -> Runner:
+    def start(*, together: bool = False) -> Runner:
         scratch = tmp_path / secrets.token_hex(4)
         scratch.mkdir()
-        runners.append(Runner(scratch, threads=1, module=STAND_IN))
+        runners.append(Runner(scratch, threads=1, module=STAND_IN, together=together))
         return runners[-1]
 
     yield start
@@ -30,7 +31,8 @@ def spawn(tmp_path: Path) -> Iterator[Callable[[], Runner]]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
+def settings(tmp_path: Path, migrated: Path) -> Iterator[Settings]:
+    shutil.copy(migrated, tmp_path / "lethe.db")
     chosen = Settings(
         data_dir=tmp_path,
         torch_threads=0,  # so that the stand-in has no reason to import torch
@@ -40,6 +42,5 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         retry_backoff_seconds=(0.0,),
     )
     sessions.configure(chosen)
-    sessions.upgrade()
     yield chosen
     sessions.configure(None)

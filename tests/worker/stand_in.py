@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import resource
 import socket
@@ -113,6 +114,13 @@ def escape(*, out: Path, report: Any, elsewhere: str, port: int) -> dict[str, An
         "list elsewhere": lambda: list(folder.iterdir()),
         "link elsewhere": lambda: (out / "link").hardlink_to(folder / "secret"),
         "write what was lent": lambda: (lent / "source").write_text("x"),
+        "lock what was lent": lambda: (lent / "source").chmod(0),
+        "date what was lent": lambda: os.utime(lent / "source", (0, 0)),
+        "give away what was lent": lambda: os.chown(lent / "source", os.getuid(), os.getgid()),
+        "mark what was lent": lambda: os.setxattr(lent / "source", "user.x", b"x"),
+        "cut what was lent": lambda: os.truncate(lent / "source", 0),
+        "cut what was lent by reading": lambda: os.open(lent / "source", os.O_TRUNC),
+        "lock an open file": lambda: os.fchmod(os.open(lent / "source", os.O_RDONLY), 0),
         "shared memory": lambda: Path("/dev/shm/lethe-test").write_text("x"),
         "our repository": lambda: (Path(__file__).parents[2] / "pyproject.toml").read_text(),
         "passwords": lambda: Path("/etc/shadow").read_bytes(),
@@ -151,6 +159,33 @@ def fill(*, out: Path, report: Any) -> dict[str, Any]:
         report("unlearning", 0.5, None, None, {})
 
 
+def flood(*, out: Path, report: Any) -> dict[str, Any]:
+    """Write a file until there is a reason to stop."""
+
+    def write() -> None:
+        with (out / "large").open("wb", buffering=0) as file:
+            for _ in range(8):
+                file.write(bytes(1 << 19))
+
+    return {"end": _how(write), "size": (out / "large").stat().st_size}
+
+
+def share(*, out: Path, report: Any) -> dict[str, Any]:
+    """Use ever more memory that is shared with others."""
+    held = []
+    while True:
+        held.append(mmap.mmap(-1, 16 << 20))
+        held[-1].write(b"x" * (16 << 20))
+        report("unlearning", 0.5, None, None, {})
+
+
+def fork(*, out: Path, report: Any) -> dict[str, Any]:
+    """Let a child use the memory."""
+    code = "held = b'x' * (300 << 20); import time; time.sleep(600)"
+    subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=False)
+    return spin(out=out, report=report)
+
+
 def spin(*, out: Path, report: Any) -> dict[str, Any]:
     """Work for ever, and say so."""
     while True:
@@ -184,5 +219,5 @@ def _is_channel(descriptor: Path) -> bool:
 
 if __name__ == "__main__":
     works = (tell, shout, steps, refuse, bug, starve, crash, hang, babble, not_json)
-    works += (escape, work, fill, spin)
+    works += (escape, work, fill, flood, share, fork, spin)
     runner.main(lambda: {work.__name__: work for work in works})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,13 +62,13 @@ def a_job(owner: str | None = None, rung_ago: float = 30, put_off: float = 0) ->
 
 
 def test_an_idle_worker_that_hears_no_bell_is_deaf(ledger: None) -> None:
-    assert not deaf("host")
+    assert not deaf("host-")
     a_job()
-    assert deaf("host")
+    assert deaf("host-")
     a_job(owner="host2-17-abcd")
-    assert deaf("host")
+    assert deaf("host-")
     a_job(owner="host-17-abcd")
-    assert not deaf("host")
+    assert not deaf("host-")
 
 
 @pytest.mark.parametrize(("rung_ago", "put_off"), [(600, 0), (1, 0), (30, 60)])
@@ -74,4 +76,32 @@ def test_what_was_not_rung_lately_or_is_young_makes_nobody_deaf(
     ledger: None, rung_ago: float, put_off: float
 ) -> None:
     a_job(rung_ago=rung_ago, put_off=put_off)
-    assert not deaf("host")
+    assert not deaf("host-")
+
+
+def test_work_for_others_makes_nobody_deaf(ledger: None, tmp_path: Path) -> None:
+    a_job()
+    session.configure(Settings(data_dir=tmp_path, worker_needs=("gpu",)))
+    assert not deaf("host-")
+
+
+@pytest.mark.slow
+def test_a_worker_that_hears_nothing_ends_itself(tmp_path: Path) -> None:
+    """For whoever started it to start it anew; one that is at work stays."""
+    session.configure(Settings(data_dir=tmp_path))
+    session.upgrade()
+    a_job()
+    command = "from worker.sweep import Sweeper; Sweeper('host-17-abcd', 'celery').run()"
+    folder = Path(__file__).resolve().parents[2]
+    environment = {"LETHE_DATA_DIR": str(tmp_path), "LETHE_SWEEP_SECONDS": "0.1"}
+    child = subprocess.Popen([sys.executable, "-c", command], cwd=folder, env=environment)
+    try:
+        assert child.wait(120) == 1
+        a_job(owner="host-17-abcd")
+        child = subprocess.Popen([sys.executable, "-c", command], cwd=folder, env=environment)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(8)
+    finally:
+        child.kill()
+        child.wait()
+        session.configure(None)

@@ -98,11 +98,11 @@ def test_any_failed_call_to_the_blobs_is_recovered_from(settings: Settings, here
                 with contextlib.suppress(OSError):
                     run_job(job_id)
                 recover()
-            for clear in (garbage.empty_trash, garbage.remove_orphans):
+            for clear in (garbage.empty_trash, garbage.collect):
                 with contextlib.suppress(OSError):
                     clear()
         garbage.empty_trash()
-        garbage.remove_orphans()
+        garbage.collect()
         with reading() as session:
             named = {*session.scalars(select(Dataset.blob))}
             num_records = len(session.scalars(select(Record)).all())

@@ -11,7 +11,7 @@ from app.store import session as sessions
 from app.store import trash
 from app.store.blobs import blobs
 from app.store.session import reading, transaction
-from app.store.tables import Dataset, Job
+from app.store.tables import Base, Dataset, Job
 from tests.worker.test_jobs import dataset_of, find, here, queue  # noqa: F401  # a fixture
 from worker import garbage
 from worker.jobs import run_job
@@ -56,6 +56,40 @@ def test_bytes_without_a_row_go_once_they_are_old() -> None:
     assert garbage.collect() == ([orphan], [])
     assert keys() == set()
     assert job_id
+
+
+def test_bytes_of_another_service_are_left_alone() -> None:
+    """Its rows are in another database, where the bytes are in use."""
+    queue("ok")
+    assert garbage.collect() == ([], [])
+    theirs = keys()
+    with transaction() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+    job_id = queue("ok")
+    age(-5.0)
+    with capture_logs() as logs:
+        assert garbage.collect() == ([], [])
+    assert keys() == theirs | {dataset_of(job_id).blob}
+    assert [log["event"] for log in logs] == ["storage_of_another"]
+
+
+def test_an_odd_file_keeps_nothing_else_from_being_collected() -> None:
+    queue("ok")
+    root = sessions.settings().data_dir / "blobs"
+    if not root.is_dir():
+        return  # a bucket makes no such names by itself
+    odd = root / ".nfs000000000000000100000001"
+    odd.touch()
+    with transaction() as session:
+        session.execute(delete(Job))
+        session.execute(delete(Dataset))
+    age(-5.0)
+    with capture_logs() as logs:
+        assert len(garbage.collect()[0]) == 1
+        assert garbage.collect() == ([], [])
+    assert odd.exists()
+    assert [log["event"] for log in logs].count("odd_files_left") == 1
 
 
 def test_a_row_without_bytes_is_told(here: Station) -> None:  # noqa: F811

@@ -146,7 +146,7 @@ def arguments(work: Any) -> set[str]:
 def test_a_bank_is_kept_on_the_model(here: Station, ids: tuple[str, str]) -> None:
     tenant, model_id = ids
     with transaction() as session:
-        options = {"models": 6, "seed": 5, "batch_size": 16}
+        options = {"models": 6, "seed": 5, "batch_size": 16, "time_limit_seconds": 60.0}
         job_id = references.queue_bank(session, tenant, model_id, options).id
     assert done(tenant, job_id).result == {"models": 6}
     with reading() as session:

@@ -140,6 +140,23 @@ def test_a_bad_runner_is_tried_again_and_then_given_up(
     assert scratch_is_empty(settings, here)
 
 
+def test_a_job_whose_bytes_are_missing_is_tried_again_and_then_says_so(here: Station) -> None:
+    job_id = queue("ok")
+    upload = dataset_of(job_id).blob
+    assert upload is not None
+    blobs().delete(upload)
+    run_job(job_id)
+    assert find(job_id).status == "queued", "they may be back soon"
+    run_job(job_id)
+    run_job(job_id)
+    job = find(job_id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "blob_missing"
+    assert upload not in job.error["detail"]
+    assert dataset_of(job_id).rejection == job.error
+
+
 def test_a_stalled_runner_counts_as_a_death(settings: Settings, here: Station) -> None:
     sessions.configure(settings.model_copy(update={"stall_seconds": 5.0}))
     job_id = queue("hang")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from app.settings import Settings
-from app.store import partial
+from app.store.blobs import blobs
+from tests.store.test_homes import leave
 from worker.sweep import Sweeper
 
 
-def test_bytes_of_ended_uploads_are_removed(settings: Settings) -> None:
-    left = partial.path("ten_1", "upl_1")
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"what a killed service left behind")
-    sweeper = Sweeper("w", "embedded")
-    sweeper._sweep(with_garbage=False)
-    assert left.exists()
-    sweeper._sweep(with_garbage=True)
+def test_what_a_killed_service_had_in_scratch_is_removed(settings: Settings) -> None:
+    left = leave(blobs())
+    (left / "upload").write_bytes(b"somebody's records")
+    Sweeper("w", "embedded")._sweep(with_garbage=True)
     assert not left.exists()

@@ -32,6 +32,10 @@ def claim(session: Session, job_id: str, owner: str) -> Claim | None:
         job_id: from a message, so anything at all.
         owner: name of the worker, for people.
     """
+    due = session.execute(select(Job.tenant_id).where(Job.id == job_id, is_due())).one_or_none()
+    # A job that is taken may be refused at once, which touches its model: so that comes first.
+    if due is None or lock(session, due.tenant_id, job_id) is None:
+        return None
     try:
         with session.begin_nested():
             job = _take(session, job_id, owner)

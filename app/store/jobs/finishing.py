@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+import psycopg
+from sqlalchemy import Connection, exc, text
 from sqlalchemy.orm import Session
 
 from .. import session as sessions
@@ -135,8 +137,8 @@ def fail(session: Session, claim: Claim, code: str, detail: str, retryable: bool
         claim: of the attempt.
         code: what went wrong.
         detail: the same for people, without personal data.
-        retryable: whether the runner died, so that another attempt may end better; after
-            ``max_runner_deaths`` of them the job fails as ``runner_died``.
+        retryable: whether another attempt may end better, because the runner died or bytes were
+            missing; after ``max_runner_deaths`` of them the job fails with the last one's code.
 
     Returns:
         The state of the job now: ``queued``, ``failed`` or, if that was asked, ``cancelled``.
@@ -153,7 +155,7 @@ def fail(session: Session, claim: Claim, code: str, detail: str, retryable: bool
     elif deaths >= settings.max_runner_deaths:
         job.runner_deaths = deaths
         session.flush()
-        error = problem("runner_died", f"The runner died {deaths} times, at last: {detail}")
+        error = problem(code, f"The last of {deaths} failed attempts: {detail}")
         end(session, job, "failed", epoch=claim.epoch, error=error)
     else:
         waits = settings.retry_backoff_seconds
@@ -233,10 +235,7 @@ def _insert_records(session: Session, dataset: Dataset, index: Iterable[IndexRow
         for row, (record_id, label, split, subject) in enumerate(index)
     )
     if connection.dialect.name == "postgresql":
-        driver: Any = connection.connection.driver_connection
-        with driver.cursor() as cursor, cursor.copy(f"copy records ({COLUMNS}) from stdin") as copy:
-            for row in rows:
-                copy.write_row(row)
+        _copy(connection, rows)
         return
     marks = ", ".join("?" * len(COLUMNS.split(",")))
     while chunk := list(islice(rows, CHUNK)):
@@ -244,6 +243,20 @@ def _insert_records(session: Session, dataset: Dataset, index: Iterable[IndexRow
             f"insert into records ({COLUMNS}) values ({marks})",  # noqa: S608  # no input in it
             chunk,
         )
+
+
+def _copy(connection: Connection, rows: Iterable[IndexRow]) -> None:
+    """Stream the rows in; they may take longer than any other statement."""
+    connection.execute(text("set local statement_timeout = 0"))
+    driver: Any = connection.connection.driver_connection
+    try:
+        with driver.cursor() as cursor, cursor.copy(f"copy records ({COLUMNS}) from stdin") as copy:
+            for row in rows:
+                copy.write_row(row)
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        # As SQLAlchemy says it, whom the driver was asked behind: whoever waits for a database
+        # that is away knows no other.
+        raise exc.OperationalError("copy records", None, error) from error
 
 
 def _hash(tenant_id: str, subject: str | None) -> str | None:

@@ -40,7 +40,13 @@ def finish_audit(session: Session, claim: Claim, *, findings: list[Document]) ->
 
 
 def finish_oracle(
-    session: Session, claim: Claim, *, blob: str, digest: str, size_bytes: int
+    session: Session,
+    claim: Claim,
+    *,
+    blob: str,
+    digest: str,
+    size_bytes: int,
+    processes: Document | None = None,
 ) -> Version | None:
     """Store a trained oracle beside the chain; it is never in force.
 
@@ -50,6 +56,7 @@ def finish_oracle(
         blob: key of the weights, already adopted.
         digest: sha256 of the weights, in hex.
         size_bytes: of the weights.
+        processes: how many shared its training, if several were asked.
 
     Returns:
         The oracle; None if the model was deleted in the meantime: then the job is cancelled and the
@@ -81,12 +88,21 @@ def finish_oracle(
     )
     session.add(oracle)
     session.flush()
-    result = {"version": oracle.id, "version_number": None}
+    result: Document = {"version": oracle.id, "version_number": None}
+    if processes is not None:
+        result["processes"] = processes
     end(session, job, "succeeded", epoch=claim.epoch, result=result)
     return oracle
 
 
-def finish_bank(session: Session, claim: Claim, *, blob: str, num_models: int) -> None:
+def finish_bank(
+    session: Session,
+    claim: Claim,
+    *,
+    blob: str,
+    num_models: int,
+    processes: Document | None = None,
+) -> None:
     """Keep a model's reference models, until the model forgets something.
 
     Args:
@@ -94,6 +110,7 @@ def finish_bank(session: Session, claim: Claim, *, blob: str, num_models: int) -
         claim: of the attempt.
         blob: key of the bank, already adopted; thrown away if the model was deleted meanwhile.
         num_models: how many models it holds.
+        processes: how many shared their trainings, if several were asked.
 
     Raises:
         LeaseLost: if the job is not this attempt's any more.
@@ -107,4 +124,7 @@ def finish_bank(session: Session, claim: Claim, *, blob: str, num_models: int) -
     throw(session, model.bank_blob)
     model.bank_blob, model.bank_models = blob, num_models
     session.flush()
-    end(session, job, "succeeded", epoch=claim.epoch, result={"models": num_models})
+    result: Document = {"models": num_models}
+    if processes is not None:
+        result["processes"] = processes
+    end(session, job, "succeeded", epoch=claim.epoch, result=result)

@@ -35,17 +35,28 @@ def due(session: Session, limit: int | None = None) -> list[str]:
         limit: size of the window; by default twice what the living workers can do at once, and
             at least 32.
     """
-    window = limit or max(MIN_WINDOW, 2 * workers.slots(session))
-    first = _in_turn().limit(window).subquery()
+    first = _in_turn().limit(limit or _window(session)).subquery()
     heard_until = clock.now() - sessions.settings().redispatch_seconds
     unheard = or_(first.c.dispatched_at.is_(None), first.c.dispatched_at <= heard_until)
     return [*session.scalars(select(first.c.id).where(unheard).order_by(first.c.number))]
 
 
-def next_ids(session: Session, needs: Collection[Need], limit: int = 8) -> list[str]:
-    """Return ids of the jobs whose turn it is for a worker that can do these, rung or not."""
-    kinds = [kind for kind, need in NEEDS.items() if need in needs]
-    return [*session.scalars(_in_turn(Job.kind.in_(kinds)).limit(limit))]
+def next_ids(session: Session, needs: Collection[Need]) -> list[str]:
+    """Return ids of the jobs whose turn it is for a worker that can do these, rung or not.
+
+    As many as all living workers could take just now, so that each finds one that is left.
+    """
+    turns = _in_turn(Job.kind.in_(kinds_of(needs))).limit(_window(session))
+    return [*session.scalars(turns)]
+
+
+def kinds_of(needs: Collection[Need]) -> list[str]:
+    """Return the kinds of jobs that a worker does which can do these."""
+    return [kind for kind, need in NEEDS.items() if need in needs]
+
+
+def _window(session: Session) -> int:
+    return max(MIN_WINDOW, 2 * workers.slots(session))
 
 
 def needs_of(session: Session, job_ids: Collection[str]) -> dict[str, Need]:

@@ -29,11 +29,14 @@ def free_all(session: Session) -> int:
 
 
 def _free(session: Session, condition: ColumnElement[bool]) -> dict[str, int]:
-    """Put running jobs that meet the condition back, or end them where that is due."""
+    """Put running jobs that meet the condition back, or end them where that is due.
+
+    A job that somebody holds is about to move on, and keeps no other from being freed.
+    """
     chosen = select(Job.tenant_id, Job.id, Job.epoch).where(Job.status == "running", condition)
     counts = {"leases_freed": 0, "jobs_failed": 0, "jobs_cancelled": 0}
     for tenant_id, job_id, epoch in session.execute(chosen.order_by(Job.id)).all():
-        job = lock(session, tenant_id, job_id)
+        job = lock(session, tenant_id, job_id, is_patient=False)
         renewed = select(Job.id).where(Job.tenant_id == tenant_id, Job.id == job_id, ~condition)
         if job is None or job.status != "running" or job.epoch != epoch:
             continue

@@ -5,10 +5,12 @@ from __future__ import annotations
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from .. import references
 from ..endings import lock
 from ..erasing import OPEN
 from ..errors import Conflict, NotFound
 from ..ids import new
+from ..quotas import refuse_full_queue
 from ..status import EVIDENCE_KINDS
 from ..tables import Job, Model, Request, Version
 
@@ -28,7 +30,9 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
         NotFound: if the tenant has no such job.
         Conflict: ``state_conflict`` if it has not failed, reads an upload (send that again), is
             tried again already, or nobody waits for it; ``model_not_active`` if its model was
-            deleted; ``version_withdrawn`` if the version that it looked at was.
+            deleted; ``version_withdrawn`` if the version that it looked at was; and what
+            ``references.queue_bank`` refuses.
+        TooMany: ``queue_quota_exceeded``.
     """
     job = lock(session, tenant_id, job_id)
     if job is None:
@@ -42,6 +46,7 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
     model = session.get_one(Model, (tenant_id, job.model_id))
     if model.status != "active":
         raise Conflict("model_not_active", "The model was deleted.")
+    refuse_full_queue(session, tenant_id)
     again = Job(tenant_id=tenant_id, id=new("job"), retry_of_id=job.id)
     for name in SAME:
         setattr(again, name, getattr(job, name))
@@ -49,7 +54,7 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
         again.version_id = None
         _take_over(session, job, again)
     else:
-        _refuse_repeated(session, job)
+        _refuse_repeated(session, job, model)
         session.add(again)
     session.flush()
     return again
@@ -88,8 +93,8 @@ def _refuse_rivals(session: Session, request: Request) -> None:
         raise Conflict("state_conflict", "Another request for the same samples is under way.")
 
 
-def _refuse_repeated(session: Session, job: Job) -> None:
-    """Refuse evidence that is being gathered again already, or of a version without weights."""
+def _refuse_repeated(session: Session, job: Job, model: Model) -> None:
+    """Refuse evidence that is being gathered again already, or that there is no use in any more."""
     again = select(Job.id).where(
         Job.tenant_id == job.tenant_id,
         Job.retry_of_id == job.id,
@@ -97,6 +102,10 @@ def _refuse_repeated(session: Session, job: Job) -> None:
     )
     if session.scalar(again.limit(1)) is not None:
         raise Conflict("state_conflict", "The job is being tried again already.")
+    if job.kind == "bank":
+        references.without_bank(session, job.tenant_id, model.id)
+    if job.kind == "oracle" and job.version_id != model.current_version_id:
+        raise Conflict("version_withdrawn", "The version was replaced by another.")
     if job.version_id is None:
         return
     version = session.get_one(Version, (job.tenant_id, job.version_id))

@@ -148,6 +148,20 @@ def test_the_gradient_is_cut_after_the_backward_pass():
     assert moved == pytest.approx([1e-3] * 2, rel=1e-2)
 
 
+def test_pruned_weights_do_not_count_when_gradients_are_clipped():
+    given = problem()
+    name, weight = next(iter(given.model.named_parameters()))
+    mask = torch.arange(weight.numel()).reshape(weight.shape) % 2 == 0
+    given = replace(given, masks={name: mask})
+    given.keep_masks(given.model)
+    before = [p.detach().clone() for p in given.model.parameters()]
+    plan = Plan(epochs=1, lr=1.0, momentum=0.0, weight_decay=0.0, clip=1e-3, stop=False)
+    given = replace(given, batch_size=1000)
+    model = descend(given, lambda pair: 100 * on_both(given)(pair), plan)
+    moved = [a.detach() - b for a, b in zip(model.parameters(), before, strict=True)]
+    assert sum(float(m.square().sum()) for m in moved) ** 0.5 == pytest.approx(1e-3, rel=1e-2)
+
+
 def statistics(model):
     return {name: value.clone() for name, value in model.named_buffers()}
 
@@ -158,6 +172,14 @@ def test_running_statistics_are_untouched_when_frozen():
     after = statistics(descend(given, on_both(given), PLAN))
     assert before
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_policy_tracked_keeps_what_forget_batches_would_move_and_says_so():
+    given = problem(NORMED, bn_policy="tracked")
+    before = statistics(given.model)
+    after = statistics(descend(given, on_both(given), PLAN))
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert "as frozen" in given.tried[0]["batch_norm"]
 
 
 def test_eu_4_batch_statistics_are_tracked_once_per_forward_pass():

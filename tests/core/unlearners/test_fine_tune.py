@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from core import weights
+from core.determinism import fresh_seed
 from core.measures import margin, membership_auc
 from core.recipe import SGD, Recipe
 from core.scores import gather
@@ -76,7 +77,7 @@ def test_a_cycle_with_a_high_peak_forgets_what_a_small_rate_keeps():
     assert accuracy(trained(world), world.holdout) - accuracy(cycle, world.holdout) < 0.03
 
 
-def test_a_cycle_crops_and_flips_images_unless_told_otherwise():
+def test_a_cycle_flips_images_unless_told_otherwise():
     digits = digits_world(num_records=200, epochs=1)
 
     def weights_of(**options):
@@ -84,8 +85,8 @@ def test_a_cycle_crops_and_flips_images_unless_told_otherwise():
         return weights.digest(fine_tune(given, FineTuneConfig(epochs=1, **options)))
 
     cycle = partial(weights_of, schedule="one_cycle")
-    assert cycle() == cycle(augment=("crop", "flip"))
-    assert len({cycle(), cycle(augment=("crop",)), cycle(augment=())}) == 3
+    assert cycle() == cycle(augment=("flip",))
+    assert len({cycle(), cycle(augment=("crop", "flip")), cycle(augment=())}) == 3
     assert weights_of() == weights_of(augment=digits.recipe.augment)
 
 
@@ -100,9 +101,24 @@ def test_length_and_peak_of_a_cycle_come_from_the_recipe(selector):
         config = FineTuneConfig(schedule="one_cycle", **options)
         return weights.digest(fine_tune(given, config))
 
-    assert weights_of() == weights_of(epochs=4, lr=0.2)
-    assert weights_of() != weights_of(epochs=3)
-    assert weights_of() != weights_of(lr=0.18)
+    assert weights_of() == weights_of(epochs=3, lr=0.1, keep=0.5)
+    assert weights_of() != weights_of(epochs=2)
+    assert weights_of() != weights_of(lr=0.12)
+    assert weights_of() != weights_of(keep=0.7)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [({"keep": 0.25}, 0.25), ({"schedule": "one_cycle"}, 0.5), ({}, 1.0)]
+)
+def test_weight_matrices_start_between_the_parent_and_a_new_network(options, kept):
+    world = cases.small_world()
+    given = cases.problem(world, cases.first(world, 20))
+    parent = {name: value.clone() for name, value in given.model.state_dict().items()}
+    fresh = given.fresh(fresh_seed(given.seed)).state_dict()
+    found = fine_tune(given, FineTuneConfig(epochs=1, lr=1e-9, **options)).state_dict()
+    for name, value in parent.items():
+        share = kept if value.ndim > 1 else 1.0
+        assert torch.allclose(found[name], share * value + (1 - share) * fresh[name], atol=1e-6)
 
 
 def test_labels_stay_as_smooth_as_the_recipe_has_them():

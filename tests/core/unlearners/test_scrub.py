@@ -59,9 +59,9 @@ def test_without_tuning_records_it_says_that_it_can_not_rewind():
 
 
 def test_of_a_class_less_than_chance_is_as_good():
-    assert closeness(0.0, 0.1, of_class=True) == 0
-    assert closeness(0.3, 0.1, of_class=True) == pytest.approx(0.2)
-    assert closeness(0.0, 0.1, of_class=False) == pytest.approx(0.1)
+    assert closeness(0.0, 0.1, one_sided=True) == 0
+    assert closeness(0.3, 0.1, one_sided=True) == pytest.approx(0.2)
+    assert closeness(0.0, 0.1, one_sided=False) == pytest.approx(0.1)
 
 
 def test_the_forget_set_is_passed_in_the_first_epochs_only():

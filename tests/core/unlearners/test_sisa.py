@@ -81,6 +81,7 @@ def test_members_that_another_hand_changed_are_refused(what):
     with pytest.raises(InvalidInput) as caught:
         sisa(given, SISAConfig())
     assert caught.value.code == "shards_broken"
+    assert "core.sisa.train" in str(caught.value)
 
 
 def test_the_result_can_be_asked_again():

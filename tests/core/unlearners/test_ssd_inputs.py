@@ -96,3 +96,12 @@ def test_mas_forgets_a_class_like_an_oracle_from_stored_importance():
     }
     assert abs(accuracy(model, problem.forget) - accuracy(oracle, problem.forget)) < 0.2
     assert accuracy(model, problem.retain) > accuracy(oracle, problem.retain) - 0.05
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"selection": "adaptive"}, {"selection": "potion"}, {"estimator": "batch", "alpha": 5}],
+)
+def test_only_the_guarded_search_needs_a_holdout(options):
+    assert SSDConfig().all_needs == ("holdout",)
+    assert SSDConfig(**options).all_needs == ()

@@ -1,0 +1,84 @@
+"""Connections: buckets elsewhere that the operator lets tenants import from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+
+_BUCKET = r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]"
+_PREFIX = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*"
+BLOBS_URL = re.compile(rf"s3://{_BUCKET}(/{_PREFIX})?")
+EVERY_TENANT = "*"
+
+BucketName = Annotated[str, StringConstraints(pattern=rf"^{_BUCKET}$")]
+Tenant = Annotated[str, StringConstraints(pattern=r"^(ten_[0-9A-Za-z]+|\*)$")]
+
+
+class Connection(BaseModel):
+    """A bucket, or a part of one, that some tenants may read; callers know it by its name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: BucketName
+    """Stands for the bucket in ``s3://name/key``."""
+    tenants: Annotated[tuple[Tenant, ...], Field(min_length=1)]
+    """Ids of those who may read it; ``*`` is everyone."""
+    bucket: BucketName | None = None
+    """The bucket itself; called like the connection where left out."""
+    prefix: str = Field("", pattern=rf"^({_PREFIX})?$")
+    """Folder in which a key has to lie; empty is the whole bucket."""
+    endpoint: str = ""
+    """Address of the store, http(s)://host[:port]; empty is that of AWS in the region."""
+    region: str = Field("us-east-1", pattern=r"^[a-z0-9\-]+$")
+    access_key: str = ""
+    """Without one the machine's own role is used, and the variables of AWS."""
+    secret_key: SecretStr | None = None
+    secret_key_file: Path | None = None
+    """File that holds the secret; read anew for every import."""
+
+    @model_validator(mode="after")
+    def _refuse_odd(self) -> Connection:
+        if self.endpoint and not is_endpoint(self.endpoint):
+            raise ValueError("endpoint must be http(s)://host[:port] and no more")
+        secrets = [each for each in (self.secret_key, self.secret_key_file) if each is not None]
+        if len(secrets) != bool(self.access_key):
+            raise ValueError("access_key goes together with secret_key or with secret_key_file")
+        return self
+
+    @property
+    def bucket_name(self) -> str:
+        """The bucket in force."""
+        return self.bucket or self.name
+
+    def admits(self, tenant_id: str) -> bool:
+        """Whether this tenant may read it."""
+        return EVERY_TENANT in self.tenants or tenant_id in self.tenants
+
+    def holds(self, key: str) -> bool:
+        """Whether this key lies in the folder."""
+        return not self.prefix or key.startswith(f"{self.prefix}/")
+
+    def secret(self) -> str:
+        """Return the secret that belongs to the access key.
+
+        Raises:
+            OSError: if its file cannot be read.
+        """
+        if self.secret_key_file is not None:
+            return self.secret_key_file.read_text().strip()
+        assert self.secret_key is not None  # beside an access key
+        return self.secret_key.get_secret_value()
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether this is the address of a server, and nothing more."""
+    parts = urlsplit(text)
+    try:
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
+    return known and text == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
