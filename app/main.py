@@ -106,7 +106,6 @@ def build(*, dispatcher: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        load_extras()
         # A full collection walks everything that torch and its kin made at import, half a million
         # objects: every call waits a quarter of a second for it.
         gc.freeze()
@@ -155,6 +154,7 @@ def main() -> None:
     settings = get_settings()
     logs.configure(settings)
     tracing.start(settings)
+    load_extras()
     try:
         uvicorn.run(api, host=settings.host, port=settings.port, **OPTIONS)
     finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from scipy import stats
+from scipy import special
 
 from .attack import WIDEST_BAND, allowed_band
 from .audits import AuditOptions
@@ -131,9 +131,9 @@ def relearn_time(findings: Iterable[Finding]) -> Gate:
         return _open("relearn_time", "relearn_ratio", band, "must_pass", found)
     interval = (ratio.interval[0], min(ratio.interval[1], _NO_END))
     half = (math.log(ratio.interval[1]) - math.log(ratio.interval[0])) / 2
-    error = half / float(stats.t.ppf(0.5 + LEVEL / 2, RELEARN.repeats - 1))
+    error = half / float(special.stdtrit(RELEARN.repeats - 1, 0.5 + LEVEL / 2))
     room = -math.log(RELEARN.smallest_ratio) - half
-    power = float(stats.norm.cdf(room / error)) if error > 0 else 1.0
+    power = float(special.ndtr(room / error)) if error > 0 else 1.0
     return _gate(
         "relearn_time",
         "relearn_ratio",
@@ -165,7 +165,7 @@ def linear_probe(findings: Iterable[Finding], selector: Selector) -> Gate:
     assert before.interval is not None
     told = before.interval[0] > 0.5
     kappa = allowed_band(before.value - 0.5) if told else WIDEST_BAND
-    sd = _half(after) / float(stats.norm.ppf(0.5 + LEVEL / 2))
+    sd = _half(after) / float(special.ndtri(0.5 + LEVEL / 2))
     how = "which tell them apart" if told else "which do not tell them apart"
     return _gate(
         "linear_probe",
@@ -205,9 +205,9 @@ def _above_reference(
         half = _half(after) * math.sqrt(2)
         centre = after.value - reference
         interval = (max(centre - half, -1.0), min(centre + half, 1.0))
-    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    z = float(special.ndtri(0.5 + LEVEL / 2))
     error = (interval[1] - interval[0]) / 2 / z
-    power = float(stats.norm.cdf(kappa / error - z)) if error > 0 else 1.0
+    power = float(special.ndtr(kappa / error - z)) if error > 0 else 1.0
     gate = _gate(
         name,
         difference,

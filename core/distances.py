@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from .errors import MissingEvidence
@@ -96,5 +96,5 @@ def mean_difference(first: Weighted, second: Weighted, *, level: float = 0.90) -
 def _around(value: float, variance: float, level: float) -> Estimate:
     if not math.isfinite(value):
         raise MissingEvidence("some predictions are not a number")
-    half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
+    half = float(special.ndtri(0.5 + level / 2)) * math.sqrt(variance)
     return Estimate(value, value - half, value + half)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from .audit_gates import audit_gates
@@ -218,15 +218,15 @@ def _right(evidence: Evidence, role: str, labels: Tensor) -> tuple[Tensor, Tenso
 
 def _unchanged_power(count: int, level: float, allowed: float) -> float:
     """Whether a model that changes no prediction would pass with this many records."""
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(special.ndtri(0.5 + level / 2))
     return 1.0 if z / (count + 2) <= allowed else 0.0
 
 
 def _steady_power(drop: Estimate, allowed: float) -> float:
     """Probability that the upper end of this wide an interval is allowed, were there no drop."""
-    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    z = float(special.ndtri(0.5 + LEVEL / 2))
     half = (drop.high - drop.low) / 2
-    return float(stats.norm.cdf(z * (allowed - half) / half))
+    return float(special.ndtr(z * (allowed - half) / half))
 
 
 def _points(drop: Estimate) -> str:

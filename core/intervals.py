@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 
@@ -29,8 +29,10 @@ def proportion(successes: int, trials: int, *, level: float = 0.90) -> Estimate:
         0.0981
     """
     need(trials, "trials")
-    result = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
-    return Estimate(successes / trials, float(result.low), float(result.high))
+    tail, failures = (1 - level) / 2, trials - successes
+    low = special.betaincinv(successes, failures + 1, tail) if successes else 0.0
+    high = special.betaincinv(successes + 1, failures, 1 - tail) if failures else 1.0
+    return Estimate(successes / trials, float(low), float(high))
 
 
 def paired_drop(before_N: Tensor, after_N: Tensor, *, level: float = 0.90) -> Estimate:
@@ -54,7 +56,7 @@ def paired_drop(before_N: Tensor, after_N: Tensor, *, level: float = 0.90) -> Es
     need(n, "records")
     lost = int((before_N & ~after_N).sum())
     won = int((~before_N & after_N).sum())
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(special.ndtri(0.5 + level / 2))
     centre = (lost - won) / (n + 2)
     spread = math.sqrt(max(lost + won + 1 - (lost - won) ** 2 / (n + 2), 0.0)) / (n + 2)
     low, high = centre - z * spread, centre + z * spread
@@ -76,7 +78,7 @@ def proportion_difference(
     """
     need(n, "records")
     need(m, "records")
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(special.ndtri(0.5 + level / 2))
     p, q = (first * n + 1) / (n + 2), (second * m + 1) / (m + 2)
     half = z * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
     return Estimate(first - second, max(p - q - half, -1.0), min(p - q + half, 1.0))
@@ -101,7 +103,7 @@ def auc_interval(
     """
     above_N, below_M, w_M = placements(members, others, weights)
     value = float(above_N.mean())
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(special.ndtri(0.5 + level / 2))
     n, m = len(above_N), effective_size(w_M)
     variance = _delong_variance(above_N, below_M, w_M)
     if _few_errors(value, n, m):
@@ -144,10 +146,10 @@ def equivalence_power(band: float, sd: float, *, level: float = 0.90) -> float:
         >>> [round(equivalence_power(0.05, auc_null_sd(n, 10_000)), 2) for n in sizes]
         [0.0, 0.56, 0.97, 1.0]
     """
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(special.ndtri(0.5 + level / 2))
     if sd == 0:
         return 1.0 if band > 0 else 0.0
-    return max(0.0, 2 * float(stats.norm.cdf((band - z * sd) / sd)) - 1)
+    return max(0.0, 2 * float(special.ndtr((band - z * sd) / sd)) - 1)
 
 
 def placements(

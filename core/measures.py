@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -175,6 +175,8 @@ def kolmogorov_smirnov(
     need(len(second), "second scores")
     x, y = first.double(), second.double()
     if weights is None or bool((weights == weights[0]).all()):
+        from scipy import stats  # takes most of a second, so not before it is needed
+
         result = stats.ks_2samp(x.numpy(), y.numpy())
         return float(result.statistic), float(result.pvalue)
     ordered, order = y.sort()
@@ -183,4 +185,4 @@ def kolmogorov_smirnov(
     share = torch.searchsorted(x.sort().values, points, right=True) / len(x)
     distance = float((share - mass[torch.searchsorted(ordered, points, right=True)]).abs().max())
     n, m = len(x), effective_size(weights)
-    return distance, float(stats.kstwobign.sf(distance * (n * m / (n + m)) ** 0.5))
+    return distance, float(special.kolmogorov(distance * (n * m / (n + m)) ** 0.5))

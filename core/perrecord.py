@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from .attack import Population, population
@@ -71,9 +71,9 @@ def clearing_power(examples: int, rate: float, limit: float) -> float:
         (0.0, 0.91)
     """
     counts = np.arange(examples)
-    highest = stats.beta.ppf(0.5 + LEVEL / 2, counts + 1, examples - counts)
+    highest = special.betaincinv(counts + 1, examples - counts, 0.5 + LEVEL / 2)
     cleared = int(np.count_nonzero(highest <= limit))
-    return float(stats.binom.cdf(cleared - 1, examples, rate))
+    return float(special.bdtr(cleared - 1, examples, rate)) if cleared else 0.0
 
 
 def detection_power(examples: int, rate: float, share: float) -> float:
@@ -85,9 +85,9 @@ def detection_power(examples: int, rate: float, share: float) -> float:
         >>> round(detection_power(1, 0.05, 0.9), 2), round(detection_power(1, 0.06, 0.9), 2)
         (0.9, 0.0)
     """
-    at_least = np.asarray(stats.binom.sf(np.arange(examples), examples, rate))
+    at_least = np.asarray(special.bdtrc(np.arange(examples), examples, rate))
     needed = 1 + int(np.count_nonzero(at_least > 0.05 + 1e-9))
-    return float(stats.binom.sf(needed - 1, examples, share))
+    return float(special.bdtrc(needed - 1, examples, share))
 
 
 def allowed_share(rate: float, parent: float) -> float:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 
 from .errors import MissingEvidence
@@ -46,6 +45,8 @@ def efficacy(
     Raises:
         MissingEvidence: if retained and never-seen records share no class, or a score is no number.
     """
+    from sklearn.svm import SVC  # takes most of a second, so not before it is needed
+
     retain, holdout = evidence.need_retain(), evidence.need_holdout()
     logits = evidence.scores[model]
     members, others = draw_matched(

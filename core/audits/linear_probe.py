@@ -19,9 +19,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ..data import Records
@@ -93,6 +90,11 @@ def linear_probe(evidence: Evidence, config: LinearProbeConfig) -> list[Finding]
 
 def probe_auc(forgotten: Tensor, others: Tensor, config: LinearProbeConfig) -> Estimate:
     """AUC of a logistic regression on features[N, D] and [M, D], scored out of fold."""
+    # They take most of a second to import, so not before they are needed.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
+
     values = torch.cat([forgotten, others]).double().numpy()
     truth = np.repeat([1, 0], [len(forgotten), len(others)])
     scores = np.empty(len(truth))

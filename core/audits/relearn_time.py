@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from scipy import stats
+from scipy import special
 from torch import Tensor, nn
 
 from ..data import Records
@@ -256,5 +256,5 @@ def _paired(logs: Tensor) -> Estimate:
 
 
 def _student(mean: float, error: float, count: int) -> Estimate:
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * error
+    half = float(special.stdtrit(count - 1, 0.5 + LEVEL / 2)) * error
     return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))

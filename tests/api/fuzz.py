@@ -134,7 +134,7 @@ def furnish(api: FastAPI, settings: Settings) -> Tenant:
     with session.transaction() as writer:
         owner = keys.ensure_tenant(writer, "fuzz")
         _, text = keys.create(writer, owner.id, "all", keys.SCOPES, None)
-    load_extras()  # as the service does when it starts
+    load_extras()  # as the API does when it starts
     http = TestClient(api, raise_server_exceptions=False)
     tenant = Tenant(http, owner.id, text, settings.data_dir / "scratch")
     model_id = tenant.ready_model()

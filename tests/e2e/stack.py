@@ -181,8 +181,6 @@ class Distributed(Stack):
             folder, database_url=database_url, broker_url=broker_url, pepper=PEPPER, **settings
         )
         self.key = ""
-        self.celery = "worker.main"
-        """Where the workers find their Celery object."""
 
     def start(self) -> None:
         """Migrate, make a key, start both processes, wait until they are ready."""
@@ -200,5 +198,5 @@ class Distributed(Stack):
 
     def start_worker(self, name: str = "worker") -> None:
         """Start a worker."""
-        arguments = ["-m", "celery", "-A", self.celery, "worker", "--loglevel", "INFO"]
+        arguments = ["-m", "celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
         self.spawn(name, *arguments, "-n", f"{name}@%h")
