@@ -11,6 +11,9 @@ CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/ssl/cert.pem 
 export UV_SYSTEM_CERTS ?= $(if $(CERTIFICATES),true,false)
 export UV_HTTP_TIMEOUT ?= 300
 
+# Where it is set, every process compiles every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 COMPILE := pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate -q
 # Hosts that must not be named in the repository; the brackets keep this line from matching itself.

@@ -28,6 +28,8 @@ class Place:
     folder: Path
     database_url: str = ""
     pepper: str = field(default_factory=lambda: secrets.token_urlsafe(48))
+    broker_url: str = ""
+    """Where bells are rung; empty for the embedded form and for an API without workers."""
 
     def environment(self) -> dict[str, str]:
         """All that the process gets to know."""
@@ -38,6 +40,8 @@ class Place:
         }
         if self.database_url:
             environment["LETHE_DATABASE_URL"] = self.database_url
+        if self.broker_url:
+            environment["LETHE_BROKER_URL"] = self.broker_url
         return environment
 
     def key(self) -> str:
@@ -76,6 +80,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def celery_worker(place: Place) -> Iterator[None]:
+    """Run one worker of the distributed form."""
+    with (place.folder / "worker.log").open("ab") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "worker.main", "worker"],
+            cwd=ROOT,
+            env=place.environment(),
+            stdout=sink,
+            stderr=sink,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 @contextmanager

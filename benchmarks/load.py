@@ -16,8 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-RECORDS_PER_REQUEST = 5
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,6 +30,10 @@ class Plan:
         rate: calls per second; None for a closed loop.
         connections: kept open throughout.
         read_share: share of calls that only read.
+        most_calls: end after so many, if that is earlier.
+        records_per_request: drawn from ``record_ids``.
+        policy: of every request.
+        seeds: requests of one seed may share a job; None has the service choose.
     """
 
     port: int
@@ -43,6 +45,10 @@ class Plan:
     connections: int = 50
     read_share: float = 0.8
     seed: int = 0
+    most_calls: int | None = None
+    records_per_request: int = 5
+    policy: str = "standard"
+    seeds: int | None = None
 
 
 @dataclass
@@ -89,6 +95,7 @@ class _Generator:
         self.random = random.Random(plan.seed)
         self.outcome = Outcome()
         self.known: list[dict[str, Any]] = []
+        self.calls = 0
         self.idle: asyncio.Queue[_Connection] = asyncio.Queue()
 
     async def run(self) -> Outcome:
@@ -114,8 +121,12 @@ class _Generator:
         await asyncio.gather(*calls)
 
     async def _again(self, start: float) -> None:
-        while (now := time.monotonic()) < start + self.plan.seconds:
+        while (now := time.monotonic()) < start + self.plan.seconds and self._may_call():
             await self._call(now, self._draw())
+
+    def _may_call(self) -> bool:
+        self.calls += 1
+        return self.plan.most_calls is None or self.calls <= self.plan.most_calls
 
     def _draw(self) -> bool:
         return self.random.random() < self.plan.read_share
@@ -147,12 +158,14 @@ class _Generator:
         return self._message("GET", self.random.choice(paths))
 
     def _write(self) -> bytes:
-        drawn = self.random.sample(self.plan.record_ids, RECORDS_PER_REQUEST)
-        body = {
+        drawn = self.random.sample(self.plan.record_ids, self.plan.records_per_request)
+        body: dict[str, Any] = {
             "model": self.plan.model,
             "forget": {"type": "record_ids", "record_ids": drawn},
-            "policy": "standard",
+            "policy": self.plan.policy,
         }
+        if self.plan.seeds is not None:
+            body["seed"] = self.calls % self.plan.seeds
         return self._message("POST", "/unlearn-requests", json.dumps(body).encode())
 
     def _message(self, method: str, path: str, body: bytes = b"") -> bytes:

@@ -55,8 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outcomes["SQLite"] = _measure(Place(folder / "sqlite"), folder, options.seconds)
-        if _reachable(options.postgres):
-            with _database(options.postgres) as url:
+        if reachable(options.postgres):
+            with fresh_database(options.postgres) as url:
                 place = Place(folder / "postgresql", url)
                 outcomes["PostgreSQL"] = _measure(place, folder, options.seconds)
         else:
@@ -134,7 +134,8 @@ def _rows(name: str, found: Measured) -> list[Row]:
     ]
 
 
-def _reachable(server: str) -> bool:
+def reachable(server: str) -> bool:
+    """Whether a PostgreSQL server takes connections there."""
     try:
         psycopg.connect(_plain(server), connect_timeout=3).close()
     except psycopg.OperationalError:
@@ -143,7 +144,7 @@ def _reachable(server: str) -> bool:
 
 
 @contextmanager
-def _database(server: str) -> Iterator[str]:
+def fresh_database(server: str) -> Iterator[str]:
     """Make a fresh database for the time of the block; yield its URL."""
     name = f"lethe_bench_{secrets.token_hex(4)}"
     with psycopg.connect(_plain(server), autocommit=True) as connection:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 
 from core import importance, networks, weights
 from core.data import Dataset, Preprocessing
@@ -19,6 +20,7 @@ from worker.demo import digits
 NUM_SAMPLES = 40
 
 
+@pytest.mark.slow
 def test_erasure_from_stored_importance_alone(tmp_path: Path, home: Path) -> None:
     stack = Embedded(tmp_path)
     stack.start()

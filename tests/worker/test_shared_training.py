@@ -106,6 +106,7 @@ def test_where_the_walls_leave_no_room_to_talk_one_process_trains(start: Start) 
     assert "can't talk" in done.result["processes"]["reason"]
 
 
+@pytest.mark.slow
 def test_the_death_of_one_process_fails_the_job_and_may_be_tried_again(start: Start) -> None:
     runner = start(epochs=10_000)
     helper = helper_of(runner)
