@@ -19,6 +19,8 @@ SCRIPTS = (
     "first_backward",
     "service",
     "uploads",
+    "headers",
+    "queued",
 )
 
 failed = []

@@ -4,8 +4,8 @@ The API runs alone, because the file only looks like parquet: the runner would r
 The client is a process of its own that sends the file with ``sendfile``. Copy-and-hash reads the
 same file in chunks of 1 MiB, hashes and writes them, and flushes at the end, as the API does.
 Rounds alternate. A resumable upload is one PATCH; three of them at once are counted together. For
-the kills the API is killed with SIGKILL in the middle of a PATCH and started again, twice; what had
-to be sent again is what the ledger did not hold. Everything is removed afterwards.
+the kills the API is killed with SIGKILL in the middle of a PATCH and started again, ten times; what
+had to be sent again is what the ledger did not hold. Everything is removed afterwards.
 
     python -m benchmarks.uploads [--mib 1024]
 """
@@ -34,7 +34,7 @@ from benchmarks.tables import Row, median, write
 
 ROUNDS = 3
 PARALLEL = 3
-KILLS = 2
+KILLS = 10
 MIB = 2**20
 MAGIC = b"PAR1"
 ALLOWED_GROWTH = 64 * MIB
