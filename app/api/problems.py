@@ -197,13 +197,15 @@ async def _os_error(http_request: Request, error: Exception) -> Response:
 
 
 def _allowed(http_request: Request) -> set[str]:
-    methods: set[str] = set()
-    scope = {**http_request.scope}
+    """Methods of the routes that match; where one names the whole path, of no other."""
+    found: dict[int, set[str]] = {}
+    scope = {**http_request.scope, "path_params": {}}
     for context in iter_route_contexts(http_request.app.routes):
-        match, _ = context.original_route.matches(scope)
+        match, inside = context.original_route.matches(scope)
         if match is not Match.NONE:
+            methods = found.setdefault(len(inside.get("path_params", {})), set())
             methods |= getattr(context.original_route, "methods", None) or set()
-    return methods
+    return found[min(found)]
 
 
 def _detail(error: ServiceError) -> str:

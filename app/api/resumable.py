@@ -178,7 +178,7 @@ def describe_uploads() -> Response:
     status_code=201,
     operation_id="create_upload",
     response_model=Upload,
-    dependencies=[Tus],
+    dependencies=[requires("uploads:write"), Tus],
     responses=problems(
         BadRequest,
         VersionMismatch,
@@ -244,7 +244,7 @@ async def create_upload(
 @router.head(
     "/uploads/{upload_id}",
     operation_id="get_upload_offset",
-    dependencies=[Tus],
+    dependencies=[requires("uploads:write"), Tus],
     responses=problems(NotFound, Gone, VersionMismatch),
 )
 def get_upload_offset(
@@ -279,7 +279,7 @@ def get_upload(
     "/uploads/{upload_id}",
     status_code=204,
     operation_id="append_to_upload",
-    dependencies=[Tus],
+    dependencies=[requires("uploads:write"), Tus],
     responses=problems(
         BadRequest,
         NotFound,
@@ -322,7 +322,7 @@ async def append_to_upload(
     "/uploads/{upload_id}",
     status_code=204,
     operation_id="abort_upload",
-    dependencies=[Tus],
+    dependencies=[requires("uploads:write"), Tus],
     responses=problems(NotFound, Gone, VersionMismatch),
 )
 def abort_upload(

@@ -19,6 +19,8 @@ from .validation import refusal
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 64
+EXACT = 2**53
+"""From here on not every integer is a float."""
 Shape = TypeVar("Shape", bound=BaseModel)
 
 
@@ -46,7 +48,7 @@ def loads(raw: bytes) -> Any:
             text,
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
-            parse_float=_finite,
+            parse_float=_number,
             parse_int=_int64,
         )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
@@ -59,7 +61,8 @@ def parse(raw: bytes, shape: type[Shape]) -> Body[Shape]:
     """Parse JSON strictly and validate it as ``shape``."""
     value = loads(raw)
     try:
-        parsed = shape.model_validate_json(raw, strict=True)
+        # What was read is what is judged: no second parser sees the bytes.
+        parsed = shape.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise refusal(error.errors(include_input=False, include_url=False), value) from None
     return Body(parsed, digest_of(value))
@@ -154,11 +157,12 @@ def _no_constant(name: str) -> float:
     raise Unacceptable("invalid_number", f"{name} is not a JSON number.")
 
 
-def _finite(text: str) -> float:
+def _number(text: str) -> float:
+    """Read a number with a point or an exponent; a whole one is an integer, as in JSON Schema."""
     value = float(text)
     if not math.isfinite(value):
         raise Unacceptable("invalid_number", "A number is too large for a float.")
-    return value
+    return int(value) if value.is_integer() and abs(value) < EXACT else value
 
 
 def _int64(text: str) -> int:
