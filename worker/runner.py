@@ -169,6 +169,7 @@ def _keeper(options: dict[str, Any], out: Path, channel: Channel) -> Keeper:
         announce=lambda name, digest: channel.send(
             {"event": "checkpoint", "file": name, "digest": digest}
         ),
+        ignored=lambda reason: channel.send({"event": "checkpoint_ignored", "reason": reason}),
     )
 
     def end(number: int, _: object) -> None:
