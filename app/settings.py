@@ -150,6 +150,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory of a runner before it is ended; 0 takes nine tenths of the machine's.",
     )
+    max_scratch_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a runner may have written at once before it is ended; 0 takes "
+        "4 GiB and 16 times the files of its job.",
+    )
     sandbox_minimum: Literal["L0", "L1", "L2"] = Field(
         "L0", description="Workers whose runners are walled in less refuse to start."
     )

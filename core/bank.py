@@ -19,7 +19,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -27,9 +29,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from . import weights
+from .checkpoints import Keeper, once
 from .data import Records
 from .determinism import generator
 from .errors import InvalidInput, MissingEvidence
+from .findings import Processes
 from .measures import margin
 from .recipe import Recipe
 from .report import Progress, no_progress
@@ -128,11 +133,13 @@ def train_bank(
     progress: Progress = no_progress,
     check_time: Callable[[], None] | None = None,
     team: Team | None = None,
+    keeper: Keeper | None = None,
 ) -> Bank:
     """Train reference models until the file at ``path`` holds as many as asked for.
 
-    The file is replaced after every model, so a run that was stopped goes on with the next one.
-    A file that was made from anything else is overwritten.
+    The file is replaced after every model, so a run that was stopped goes on with the next one,
+    and with a ``keeper`` in the midst of one, also where the file is gone. A file that was made
+    from anything else is overwritten.
 
     Args:
         path: safetensors file of margins and membership.
@@ -148,9 +155,13 @@ def train_bank(
         excluded: training rows that were forgotten; no model sees them, and none are kept.
         progress: told about every training.
         check_time: called before each step; raises to stop.
-        team: as for ``fit``.
+        team: as for ``fit``; of models that were trained before an interruption, too, it is told
+            how many processes did.
+        keeper: keeps what the models that are done say and the state of the one at work, and has
+            what an interrupted run left.
 
     Raises:
+        Interrupted: if ``keeper`` was asked to end, and has the state.
         ValueError: if ``num_models`` is odd or below two.
         MissingEvidence: with fewer than four training records.
         Diverged, InvalidInput: as ``fit``.
@@ -170,28 +181,49 @@ def train_bank(
         seed=seed,
     )
     bank = _resume(path, made) or _empty(made, train, judging)
-    for index in range(len(bank), num_models):
-        half, model_seed = _plan(seed, index, len(train))
+    if keeper is not None:
+        _begin(keeper, team, made, fresh(_plan(seed, 0, len(train))[1]))
 
-        def told(fraction: float, metrics: dict[str, float], done: int = index) -> None:
-            progress((done + fraction) / num_models, metrics)
+    def margins(index: int, half: Tensor, own_seed: int) -> dict[str, Tensor]:
+        def told(fraction: float, metrics: dict[str, float]) -> None:
+            progress((index + fraction) / num_models, metrics)
 
         model = fit(
-            fresh(model_seed),
+            fresh(own_seed),
             train.take(half),
             recipe,
-            seed=model_seed,
+            seed=own_seed,
             device=device,
             progress=told,
             check_time=check_time,
+            keeper=keeper,
             team=team,
         )
-        bank = _with(
-            bank, half, *(_margins(model, r, batch_size, device) for r in (train, judging))
-        )
-        save(bank, path)
+        roles = {"train": train, "judging": judging}
+        return {role: _margins(model, r, batch_size, device) for role, r in roles.items()}
+
+    # Asked to end between two trainings, the next one hears it.
+    with nullcontext() if keeper is None else keeper.training():
+        for index in range(len(bank), num_models):
+            half, own_seed = _plan(seed, index, len(train))
+            said = once(keeper, f"model {index}", partial(margins, index, half, own_seed))
+            bank = _with(bank, half, said["train"], said["judging"])
+            save(bank, path)
+            if keeper is not None and team is not None:
+                keeper.notes["processes"] = [each.model_dump(mode="json") for each in team.told]
     progress(1.0, {})
     return bank
+
+
+def _begin(keeper: Keeper, team: Team | None, made: Made, first: nn.Module) -> None:
+    """Tell the keeper of which bank the models are, and the team who trained those before."""
+    told = [asdict(made), weights.digest(first)]
+    before = keeper.notes.get("processes", [])
+    if keeper.turn_to(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()):
+        if team is not None:
+            team.told += [Processes.model_validate(each) for each in before]
+    else:
+        keeper.notes = {}
 
 
 def save(bank: Bank, path: Path) -> None:

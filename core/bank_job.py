@@ -8,6 +8,7 @@ from typing import Any
 
 from . import networks, roles
 from .bank import train_bank
+from .checkpoints import Keeper
 from .data import Preprocessing
 from .device import choose
 from .errors import InvalidInput, OutOfTime
@@ -38,6 +39,7 @@ def bank(
     device: str = "auto",
     processes: int = 1,
     report: Report = no_report,
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
     """Train reference models on halves of the training records that are left.
 
@@ -57,6 +59,8 @@ def bank(
         device: where to train.
         processes: how many may share a training; 0 is one for each accelerator.
         report: told about progress.
+        keeper: keeps what the models that are done say and the state of the one at work, and has
+            what an interrupted attempt at the same job left.
 
     Returns:
         file name of the bank, how many models it holds, and how many processes trained them, if
@@ -67,6 +71,7 @@ def bank(
             if data or recipe can't be used.
         MissingEvidence: if too few training records are left for halves.
         OutOfTime: past the limit.
+        Interrupted: if ``keeper`` was asked to end, and has the state.
         Diverged: if a loss or a weight is not finite.
     """
     deadline = time.monotonic() + time_limit_seconds
@@ -111,6 +116,7 @@ def bank(
         progress=progress,
         team=team,
         check_time=check_time,
+        keeper=keeper,
     )
     report("publishing", 1.0, 0.0, None, {})
     shared = team.summary()

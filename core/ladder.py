@@ -160,6 +160,8 @@ def climb(case: Case, ladder: list[UnlearnerOptions]) -> tuple[list[Rung], nn.Mo
     """Try the rungs in order until one may be published; return all that were tried."""
     tried = _tried_before(case, ladder)
     for index, config in enumerate(ladder[len(tried) :], len(tried)):
+        if case.keeper is not None:
+            case.keeper.turn_to(f"{case.keeper.notes['job']} rung {index}")
         rung, model = attempt(case, config, index, len(ladder))
         tried.append(rung)
         if model is not None:
@@ -175,7 +177,7 @@ def _tried_before(case: Case, ladder: list[UnlearnerOptions]) -> list[Rung]:
         return []
     found = case.keeper.notes
     if found.get("job") != _notes(case, ladder, [])["job"]:
-        case.keeper.notes = {}
+        case.keeper.notes = _notes(case, ladder, [])
         return []
     return [Rung.model_validate(raw) for raw in found["rungs"]]
 
@@ -191,6 +193,7 @@ def _notes(case: Case, ladder: list[UnlearnerOptions], tried: list[Rung]) -> dic
         judging,
         [config.model_dump(mode="json") for config in ladder],
         case.requests,
+        None if case.recipe is None else case.recipe.model_dump(mode="json"),
         case.policy,
         case.purpose,
         case.seed,

@@ -13,18 +13,21 @@ Source: Bourtoule et al., IEEE S&P 2021, arXiv:1912.03817.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import networks, weights
+from .checkpoints import Keeper, once
 from .data import Records
 from .errors import InvalidInput
 from .networks.ensemble import Ensemble
 from .recipe import Recipe
+from .registry import Config
 from .report import Progress, no_progress
 from .training import fit
 
@@ -37,6 +40,7 @@ def train(
     seed: int | None = None,
     device: torch.device | None = None,
     progress: Progress = no_progress,
+    keeper: Keeper | None = None,
 ) -> Ensemble:
     """Train an ``ensemble`` from scratch, each member on its shard alone, and seal it.
 
@@ -47,14 +51,19 @@ def train(
         seed: of initialisation and order; the recipe's if left out.
         device: where to train.
         progress: told after each member.
+        keeper: keeps the members that are done and the state of the one at work, and has what an
+            interrupted training left.
 
     Raises:
+        Interrupted: if ``keeper`` was asked to end, and has the state.
         InvalidInput: if the network is no ensemble, or a shard has too few records to train on.
     """
     config = networks.parse(architecture)
     seed = recipe.seed if seed is None else seed
     model = ensemble_of(networks.build(config, seed))
     parts = shards(records.rows, len(model.members), model.shard_key)
+    if keeper is not None:
+        keeper.turn_to(_work(config, records, recipe, seed))
     for shard in range(len(model.members)):
         model.members[shard] = train_member(
             lambda fresh_seed: networks.build(config, fresh_seed),
@@ -63,6 +72,7 @@ def train(
             recipe,
             seed=seed,
             device=torch.device("cpu") if device is None else device,
+            keeper=keeper,
         )
         seal(model, shard)
         progress((shard + 1) / len(model.members), {})
@@ -79,8 +89,11 @@ def train_member(
     device: torch.device,
     progress: Progress = no_progress,
     check_time: Callable[[], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> nn.Module:
     """Train one member from a fresh initialisation on the records of its shard.
+
+    One process trains it: members are not shared among several.
 
     Args:
         fresh: builds an untrained ensemble from a seed.
@@ -91,18 +104,25 @@ def train_member(
         device: where to train.
         progress: told about twice a second.
         check_time: called before each step; raises to stop.
+        keeper: as for ``fit``; a member that it has whole is not trained again.
     """
     own = member_seed(seed, shard)
     member = ensemble_of(fresh(own)).members[shard]
-    return fit(
-        member,
-        records,
-        recipe,
-        seed=own,
-        device=device,
-        progress=progress,
-        check_time=check_time,
-    )
+
+    def trained() -> Mapping[str, Tensor]:
+        return fit(
+            member,
+            records,
+            recipe,
+            seed=own,
+            device=device,
+            progress=progress,
+            check_time=check_time,
+            keeper=keeper,
+        ).state_dict()
+
+    member.load_state_dict(once(keeper, f"member {shard}", trained))
+    return member.eval()
 
 
 def shards(rows: Tensor, members: int, key: str) -> Tensor:
@@ -145,6 +165,12 @@ def broken_seals(model: Ensemble) -> list[int]:
         for shard, member in enumerate(model.members)
         if not torch.equal(model.seal[shard].cpu(), _fingerprint(member))
     ]
+
+
+def _work(config: Config, records: Records, recipe: Recipe, seed: int) -> str:
+    """Digest of all that decides about the members."""
+    told = [config.model_dump(mode="json"), records.digest(), recipe.model_dump(mode="json"), seed]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(member: nn.Module) -> Tensor:

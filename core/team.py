@@ -4,6 +4,10 @@ The process that asks for it is the first of them: it alone shows progress, keep
 watches the time. The others get copies of everything through a private folder, take the same steps,
 and end when it does, however it ends.
 
+What is interrupted goes on with as many as there are then; with as many as before, it is bit for
+bit what it would have been. That holds for each model of a bank, too. The members of an ensemble
+(``core.sisa``), what pruners train and ``msg`` are left to one process.
+
 ``torch.multiprocessing`` launches them and not ``torchrun``, whose agent gives each a session of
 its own, out of reach of whoever has to kill them all, and listens for others on the network.
 """

@@ -41,6 +41,7 @@ def fit(
     lr: float | None = None,
     extra_loss: ExtraLoss | None = None,
     masks: Masks | None = None,
+    on_start: Callable[[int], None] | None = None,
     after_step: Callable[[int, float], None] | None = None,
     progress: Progress = no_progress,
     check_time: Callable[[], None] | None = None,
@@ -68,6 +69,7 @@ def fit(
         lr: overrides the recipe's peak rate.
         extra_loss: added to the cross-entropy of each batch.
         masks: of a pruned model; zeros from the start, and after every step.
+        on_start: called once, with the number of steps that were done before an interruption.
         after_step: called with the number of steps done and the rate of the last one.
         progress: told about twice a second.
         check_time: called before each step; raises to stop.
@@ -99,6 +101,8 @@ def fit(
     course = Course(model, optimizer, shuffle, records, recipe, device)
     if keeper is not None:
         monitor.step = course.resume(keeper, run, seed)
+    if on_start is not None:
+        on_start(monitor.step)
     size = 1 if team is None else decide(team, course, extra_loss)
 
     def work(threads: int) -> Work:

@@ -23,7 +23,15 @@ from worker import sandbox, steps, traces
 from worker.lease import CancelRequested, Heartbeat
 from worker.limits import Limits, OverLimit, Watch, of
 from worker.parcels import lend
-from worker.protocol import Checkpoint, Done, Event, Failed, Interrupted, Progress
+from worker.protocol import (
+    Checkpoint,
+    CheckpointIgnored,
+    Done,
+    Event,
+    Failed,
+    Interrupted,
+    Progress,
+)
 from worker.results import Ending
 from worker.station import Station
 from worker.supervisor import Runner, RunnerDied
@@ -179,8 +187,7 @@ def accompany(
         beat.check()
         if isinstance(event, Done | Failed):
             return event
-        if isinstance(event, Checkpoint):
-            keep(event)
+        _heed(event, keep)
         now = time.monotonic()
         if event is not None:
             heard_at = now
@@ -197,6 +204,14 @@ def accompany(
             farewell.bid(now)
         elif now - started > SETTLED_SECONDS:
             settled()
+
+
+def _heed(event: Event | None, keep: Callable[[Checkpoint], None]) -> None:
+    """Do what news of checkpoints ask for."""
+    if isinstance(event, Checkpoint):
+        keep(event)
+    elif isinstance(event, CheckpointIgnored):
+        _log.warning("checkpoint_ignored", reason=event.reason)
 
 
 class _Farewell:

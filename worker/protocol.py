@@ -59,6 +59,13 @@ class Checkpoint(_Event):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class CheckpointIgnored(_Event):
+    """The checkpoint that was found is not used: the work starts from zero."""
+
+    event: Literal["checkpoint_ignored"]
+    reason: Literal["unreadable", "other_work", "other_training"]
+
+
 class Interrupted(_Event):
     """The work has stopped because it was asked to; its last checkpoint holds where."""
 
@@ -81,7 +88,7 @@ class Failed(_Event):
     retryable: bool
 
 
-Event = Ready | Progress | Checkpoint | Interrupted | Done | Failed
+Event = Ready | Progress | Checkpoint | CheckpointIgnored | Interrupted | Done | Failed
 
 _events: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 

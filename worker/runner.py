@@ -146,14 +146,21 @@ def _attempt(works: Mapping[str, Work], order: dict[str, Any], channel: Channel)
         return _failed(error.code, str(error))
     except Exception as error:  # noqa: BLE001  # the edge of the process: said, never hidden
         traceback.print_exc()
-        if type(error).__name__ == "OutOfMemoryError":
-            return _failed("gpu_out_of_memory", "the accelerator has too little memory for a batch")
-        if _is_full(error):
-            return _failed("storage_full", "the disk has no room for what the work writes")
-        if _is_memory(error):
-            return _failed("out_of_memory", "the work needs more memory than there is")
-        return _failed("internal", "an error inside the runner; its log has the details")
+        return _failed(*_cause(error))
     return {"event": "done", "result": result}
+
+
+def _cause(error: Exception) -> tuple[str, str]:
+    """Return code and detail of an error that nobody raised on purpose."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return "gpu_out_of_memory", "the accelerator has too little memory for a batch"
+    if _says(error, errno.ENOSPC):
+        return "storage_full", "the disk has no room for what the work writes"
+    if _says(error, errno.EFBIG):
+        return "output_too_large", "the work writes a larger file than it may"
+    if _is_memory(error):
+        return "out_of_memory", "the work needs more memory than there is"
+    return "internal", "an error inside the runner; its log has the details"
 
 
 def _keeper(options: dict[str, Any], out: Path, channel: Channel) -> Keeper:
@@ -169,6 +176,7 @@ def _keeper(options: dict[str, Any], out: Path, channel: Channel) -> Keeper:
         announce=lambda name, digest: channel.send(
             {"event": "checkpoint", "file": name, "digest": digest}
         ),
+        ignored=lambda reason: channel.send({"event": "checkpoint_ignored", "reason": reason}),
     )
 
     def end(number: int, _: object) -> None:
@@ -210,10 +218,11 @@ def _is_memory(error: Exception) -> bool:
     return "can't allocate memory" in str(error)
 
 
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+def _says(error: Exception, number: int) -> bool:
+    """Whether an error is this one of the operating system."""
+    if isinstance(error, OSError) and error.errno == number:
         return True
-    return os.strerror(errno.ENOSPC) in str(error)  # safetensors and pyarrow pass on the text alone
+    return os.strerror(number) in str(error)  # safetensors and pyarrow pass on the text alone
 
 
 def _finite(value: float) -> float | None:

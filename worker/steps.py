@@ -35,7 +35,7 @@ from worker.supervisor import RunnerDied
 
 PREPARE_SEED = 0
 PREPARE_BATCH_SIZE = 256
-RESUMABLE = frozenset({"unlearn", "oracle"})
+RESUMABLE = frozenset({"unlearn", "oracle", "bank"})
 """Kinds whose training goes on where an interrupted attempt left it."""
 
 _log = structlog.get_logger(__name__)

@@ -32,6 +32,7 @@ TERM_SECONDS = 5.0
 _OWN_MEMORY = ("RssAnon:", "RssShmem:")
 """Lines of ``/proc/PID/status``, in KiB; files are in a third."""
 
+_BLOCK_BYTES = 4096
 _STDERR_LINES = 40
 _Ended = ProtocolError | None
 _log = structlog.get_logger(__name__)
@@ -107,6 +108,22 @@ class Runner:
         What several of them share counts for each.
         """
         return sum(_memory(pid) for pid in psutil.pids() if _session(pid) == self.pid)
+
+    def written(self, enough: int) -> int:
+        """Bytes of all files in its scratch folder; counting ends above ``enough``.
+
+        Each takes at least a block, so that very many empty ones count, too. A file that is open
+        and has no name any more is not found.
+        """
+        total = 0
+        for folder, _, names in os.walk(self.scratch):
+            total += _BLOCK_BYTES
+            for name in names:
+                with contextlib.suppress(OSError):  # gone meanwhile
+                    total += max((Path(folder) / name).lstat().st_blocks * 512, _BLOCK_BYTES)
+                if total > enough:
+                    return total
+        return total
 
     @property
     def alive(self) -> bool:

@@ -37,7 +37,8 @@ Values = Mapping[Labels, float]
 
 CODES = (
     *("blob_missing", "cancelled", "evidence_insufficient", "internal", "ladder_exhausted"),
-    *("out_of_memory", "out_of_time", "runner_died", "upload_rejected", "worker_lost"),
+    *("out_of_memory", "out_of_time", "output_too_large", "runner_died", "upload_rejected"),
+    "worker_lost",
 )
 """Codes of failures that operators tell apart; all others say that the material is unusable."""
 REFUSED = "refused"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import Keeper, once
 from ..data import Records
 from ..determinism import fresh_seed
 from ..errors import MissingEvidence
@@ -45,6 +47,8 @@ class Pruning:
     """False: only the masks are wanted; the caller trains with them."""
     progress: Progress = no_progress
     check_time: Callable[[], None] = never
+    keeper: Keeper | None = None
+    """Keeps the state of a long training, and has what an interrupted one left."""
 
     def start(self) -> nn.Module:
         """Build the network at the initialisation that a retrained one starts from."""
@@ -58,8 +62,12 @@ class Pruning:
         masks: Masks | None = None,
         epochs: int | None = None,
         lr: float | None = None,
+        keep: bool = True,
     ) -> nn.Module:
         """Train on the records; ``part`` is where of the whole progress it stands.
+
+        It tells this training from the others, too: one that an interrupted attempt had finished
+        is not done again, unless ``keep`` is off because the caller keeps what it makes of it.
 
         Raises:
             MissingEvidence: without records or recipe.
@@ -68,7 +76,8 @@ class Pruning:
             raise MissingEvidence("this pruner trains, and the retain set is missing")
         if self.recipe is None:
             raise MissingEvidence("this pruner trains, and there is no recipe")
-        return fit(
+        fitting = partial(
+            fit,
             model,
             self.records,
             self.recipe,
@@ -79,7 +88,12 @@ class Pruning:
             masks=masks,
             progress=within(self.progress, *part),
             check_time=self.check_time,
+            keeper=self.keeper,
         )
+        if not keep:
+            return fitting()
+        model.load_state_dict(once(self.keeper, f"pruner {part}", lambda: fitting().state_dict()))
+        return model.to(self.device).eval()
 
 
 @dataclass(frozen=True)

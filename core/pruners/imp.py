@@ -10,11 +10,13 @@ Promise: density (1 - rate) ** rounds. Mask and weights rest on the records give
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from ..checkpoints import once
 from ..masks import keep_largest, prunable, size
 from ._registry import Need, Pruned, PrunerOptions, Pruning, finished, pruners
 
@@ -51,18 +53,31 @@ def imp(pruning: Pruning, config: IMPConfig) -> Pruned:
     masks: dict[str, Tensor] | None = None
     for number in range(config.rounds):
         part = number / trainings, (number + 1) / trainings
-        model = pruning.train(pruning.start(), part=part, masks=masks, epochs=config.epochs)
-        scores = {name: weight.detach().abs() for name, weight in prunable(model).items()}
-        # below every weight that is still there, zero or not
-        scores = {
-            name: score if masks is None else score.masked_fill(~masks[name], -1.0)
-            for name, score in scores.items()
-        }
-        density = (1 - config.rate) ** (number + 1)
-        masks = keep_largest(scores, round(size(scores) * density))
+        pruned = partial(_round, pruning, config, number, part, masks)
+        masks = dict(once(pruning.keeper, f"round {number}", pruned))
     assert masks is not None
     model = pruning.start()
     if pruning.recover:
         part = config.rounds / trainings, 1.0
         model = pruning.train(model, part=part, masks=masks, epochs=config.epochs)
     return finished(pruning, model, masks)
+
+
+def _round(
+    pruning: Pruning,
+    config: IMPConfig,
+    number: int,
+    part: tuple[float, float],
+    masks: dict[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """Train from the start with the masks of the round before, and return those of this one."""
+    start = pruning.start()
+    model = pruning.train(start, part=part, masks=masks, epochs=config.epochs, keep=False)
+    scores = {name: weight.detach().abs() for name, weight in prunable(model).items()}
+    # below every weight that is still there, zero or not
+    scores = {
+        name: score if masks is None else score.masked_fill(~masks[name].to(score.device), -1.0)
+        for name, score in scores.items()
+    }
+    density = (1 - config.rate) ** (number + 1)
+    return keep_largest(scores, round(size(scores) * density))

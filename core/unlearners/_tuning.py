@@ -26,6 +26,7 @@ def tune(
     cycle: bool = False,
     augment: tuple[Augmentation, ...] | None = None,
     extra_loss: ExtraLoss | None = None,
+    on_start: Callable[[int], None] | None = None,
     after_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
     """Train ``problem.model`` in place on the retain set, settle its batch norm, and return it.
@@ -37,10 +38,12 @@ def tune(
         cycle: up to the peak and down to almost nothing, in batches of the recipe's size.
         augment: random changes of the images; None takes the recipe's.
         extra_loss: as for ``core.training.fit``.
+        on_start: as for ``core.training.fit``.
         after_step: as for ``core.training.fit``; called once pruned weights are zero again.
 
     Raises:
         MissingEvidence: without a retain set.
+        Interrupted: if the problem's keeper was asked to end, and has the state.
         Diverged: if a loss or a weight is not finite.
     """
     retain = need_retain(problem)
@@ -54,9 +57,11 @@ def tune(
             device=problem.device,
             extra_loss=extra_loss,
             masks=problem.masks,
+            on_start=on_start,
             after_step=after_step,
             progress=problem.progress,
             check_time=problem.check_time,
+            keeper=problem.keeper,
             team=problem.team,
         )
     settle(problem, model)

@@ -8,7 +8,9 @@ Differs: batch norm's running statistics are measured anew on retained records a
     from weights that are shrunk towards a new initialisation (shrink and perturb of Ash and Adams,
     NeurIPS 2020, arXiv:1910.08475): that loses what was learned by heart, which a small constant
     rate leaves where it is, and little of what many records agree on. Images are flipped
-    meanwhile, because relearning them as they were costs accuracy that never comes back.
+    meanwhile, because relearning them as they were costs accuracy that never comes back. Where
+    batch norm keeps the parent's statistics (``bn_policy: frozen``) nothing is shrunk: they are not
+    those of the weights that it would start from.
 Cost: ``epochs`` forward and backward passes over the retain set; momentum, one copy of the model,
     and for a moment one more.
 Promise: approximate. The forget set fades only as far as the retain set overwrites it.
@@ -22,8 +24,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from .. import batchnorm
 from ..data import Augmentation
 from ..determinism import fresh_seed
+from ..errors import Infeasible
 from ..problem import Problem
 from ..recipe import SGD
 from ._registry import Need, UnlearnerOptions, unlearners
@@ -64,7 +68,7 @@ class FineTuneConfig(UnlearnerOptions):
         ge=0,
         le=1,
         description="Share of the weight matrices that is kept at the start; a new initialisation "
-        "has the rest. Left out: all, or half for a cycle.",
+        "has the rest. Left out: all, or half for a cycle. With frozen batch norm all of it is.",
     )
     augment: tuple[Augmentation, ...] | None = Field(
         None,
@@ -83,6 +87,7 @@ def fine_tune(problem: Problem, config: FineTuneConfig) -> nn.Module:
 
     Raises:
         MissingEvidence: without a retain set.
+        Infeasible: if batch norm is frozen and ``keep`` asks for other weights.
     """
     if config.schedule == "constant":
         epochs, lr, augment = config.epochs or EPOCHS, config.lr or LR, config.augment
@@ -114,6 +119,11 @@ def _perturb(problem: Problem, config: FineTuneConfig) -> None:
     if keep is None:
         keep = CYCLE_KEEP if config.schedule == "one_cycle" else 1.0
     if keep == 1.0:
+        return
+    if problem.bn_policy == "frozen" and batchnorm.has_batchnorm(problem.model):
+        if config.keep is not None:
+            raise Infeasible("frozen batch norm holds statistics of the parent's weights; keep 1")
+        problem.tried.append({"keep": 1.0, "batch_norm": "frozen: statistics of these weights"})
         return
     fresh = dict(problem.fresh(fresh_seed(problem.seed)).named_parameters())
     for name, weight in problem.model.named_parameters():

@@ -93,6 +93,10 @@ def l1_sparse(problem: Problem, config: L1SparseConfig) -> nn.Module:
     weights = penalised(problem.model, config.scope)
     done = 0
 
+    def on_start(steps: int) -> None:
+        nonlocal done
+        done = steps
+
     def term(_model: nn.Module, _x: Tensor, _y: Tensor, logits: Tensor) -> Tensor:
         price = config.price(done // every)
         return price * l1_norm(weights) if price else logits.new_zeros(())
@@ -111,5 +115,6 @@ def l1_sparse(problem: Problem, config: L1SparseConfig) -> nn.Module:
         epochs=config.epochs,
         lr=config.lr,
         extra_loss=term if priced and not config.prox else None,
+        on_start=on_start,
         after_step=after_step if priced else None,
     )

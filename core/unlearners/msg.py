@@ -83,6 +83,7 @@ def msg(problem: Problem, config: MSGConfig) -> nn.Module:
                 masks=problem.masks,
                 progress=problem.progress,
                 check_time=problem.check_time,
+                keeper=problem.keeper,
             )
     finally:
         for hook in hooks:

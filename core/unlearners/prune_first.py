@@ -138,6 +138,7 @@ def _prune(problem: Problem, config: PruneFirstConfig) -> Pruned:
         recover=not anew,
         progress=within(problem.progress, 0.0, 0.5),
         check_time=problem.check_time,
+        keeper=problem.keeper,
     )
     pruned = pruners[config.prune.name].run(pruning, config.prune)
     problem.tried.append(

@@ -99,4 +99,5 @@ def _again(
         device=problem.device,
         progress=lambda fraction, metrics: problem.progress((done + fraction) / of, metrics),
         check_time=problem.check_time,
+        keeper=problem.keeper,
     )

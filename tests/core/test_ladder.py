@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from core import importance, networks, weights
-from core.errors import Diverged, InvalidInput, NothingChanged
+from core.checkpoints import Keeper
+from core.errors import Diverged, Interrupted, InvalidInput, NothingChanged
 from core.ingest import ingest
 from core.ladder import unlearn
 from core.prepare import prepare
@@ -410,3 +411,45 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_tried(run, t
     with pytest.raises(InvalidInput) as caught:
         run(weights=write_checkpoint(model, tmp_path / "broken.safetensors"))
     assert caught.value.code == "model_non_finite"
+
+
+@pytest.mark.parametrize(("looks", "tried_before"), [(2, []), (5, ["fine_tune"])])
+def test_an_interrupted_job_goes_on_at_its_rung(run, tmp_path, looks, tried_before):
+    """Steps of the first rung are 3; whatever rung is at work, none before it is tried again."""
+    expected = run()
+
+    class Stopping(Keeper):
+        left = 0
+
+        @property
+        def is_due(self):
+            self.left -= 1
+            if self.left == 0:
+                self.interrupt()
+            return super().is_due
+
+    first = Stopping(tmp_path, seconds=3600.0)
+    first.left = looks
+    with pytest.raises(Interrupted):
+        run(keeper=first)
+    found, ignored = tmp_path / "checkpoint-1.safetensors", []
+    told = []
+    keeper = Keeper(tmp_path, seconds=3600.0, found=found, ignored=ignored.append)
+    assert [rung["unlearner"]["name"] for rung in keeper.notes["rungs"]] == tried_before
+    result = run(keeper=keeper, report=lambda phase, *rest: told.append((phase, rest[2])))
+    assert statuses(result) == [("fine_tune", "refused"), ("retrain", "published")]
+    assert result["digest"] == expected["digest"]
+    tried = {rung["method"] for phase, rung in told if rung is not None}
+    assert tried == {"fine_tune", "retrain"} - set(tried_before)
+    assert ignored == []
+
+
+def test_a_checkpoint_of_another_job_is_not_used(run, tmp_path):
+    first = Keeper(tmp_path, seconds=0.0)
+    run(keeper=first)
+    found, ignored = tmp_path / "checkpoint-4.safetensors", []
+    keeper = Keeper(tmp_path, seconds=3600.0, found=found, ignored=ignored.append)
+    result = run(keeper=keeper, seed=8)
+    assert statuses(result) == [("fine_tune", "refused"), ("retrain", "published")]
+    assert result["digest"] == run(seed=8)["digest"]
+    assert ignored == ["other_work"]

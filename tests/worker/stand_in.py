@@ -170,6 +170,28 @@ def flood(*, out: Path, report: Any) -> dict[str, Any]:
     return {"end": _how(write), "size": (out / "large").stat().st_size}
 
 
+def hoard(*, out: Path, report: Any) -> dict[str, Any]:
+    """Write many files, outside of the folder that is for them."""
+    for number in range(40):
+        (Path.cwd() / f"file-{number}").write_bytes(bytes(1 << 20))
+    time.sleep(10.0)
+    return {}
+
+
+def litter(*, out: Path, report: Any) -> dict[str, Any]:
+    """Write very many files with nothing in them."""
+    for number in range(10_000):
+        (out / f"file-{number}").touch()
+    time.sleep(10.0)
+    return {}
+
+
+def overflow(*, out: Path, report: Any) -> dict[str, Any]:
+    """Write a larger file than may be, and have nobody look after it."""
+    (out / "large").write_bytes(bytes(2 << 20))
+    return {}
+
+
 def share(*, out: Path, report: Any) -> dict[str, Any]:
     """Use ever more memory that is shared with others."""
     held = []
@@ -219,5 +241,5 @@ def _is_channel(descriptor: Path) -> bool:
 
 if __name__ == "__main__":
     works = (tell, shout, steps, refuse, bug, starve, crash, hang, babble, not_json)
-    works += (escape, work, fill, flood, share, fork, spin)
+    works += (escape, work, fill, flood, hoard, litter, overflow, share, fork, spin)
     runner.main(lambda: {work.__name__: work for work in works})

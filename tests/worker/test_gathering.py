@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from app.settings import Settings
 from app.store import audits, jobs, models, references, tables
-from app.store.blobs import blobs
+from app.store.blobs import blobs, digest
 from app.store.session import reading, transaction
 from app.store.status import NEEDS, JobKind
 from core.audit_job import audit
@@ -154,7 +155,7 @@ def test_a_bank_is_kept_on_the_model(here: Station, ids: tuple[str, str]) -> Non
     assert (model.bank_models, model.bank_blob is not None) == (6, True)
     told = json.loads(blobs().path(str(model.bank_blob)).read_text())
     assert (told["excluded"], told["models"]) == ([0], 6)
-    assert told.keys() | {"out", "report"} == arguments(bank)
+    assert told.keys() | {"out", "report", "keeper"} == arguments(bank)
 
 
 def test_a_runner_that_lies_or_dies_is_tried_again(here: Station, ids: tuple[str, str]) -> None:
@@ -198,13 +199,21 @@ def test_the_runner_knows_every_kind() -> None:
 
 
 def start_training(
-    tenant: str, model_id: str, here: Station, monkeypatch: pytest.MonkeyPatch
+    tenant: str,
+    model_id: str,
+    here: Station,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str = "oracle",
 ) -> tables.Job:
-    """Train an oracle until the worker is asked to end; return the job that is left."""
+    """Train until the worker is asked to end; return the job that is left."""
     monkeypatch.setattr("worker.attempt.accompany.__kwdefaults__", DRAINED_AT_ONCE)
+    options = {"seed": TRAIN, "time_limit_seconds": 60.0}
     with transaction() as session:
-        options = {"seed": TRAIN, "time_limit_seconds": 60.0}
-        job_id = references.queue_oracle(session, tenant, model_id, "@serving", options).id
+        if kind == "oracle":
+            job_id = references.queue_oracle(session, tenant, model_id, "@serving", options).id
+        else:
+            options |= {"models": 4, "batch_size": 16}
+            job_id = references.queue_bank(session, tenant, model_id, options).id
     ender = threading.Thread(target=end_once_training, args=(tenant, job_id, here))
     ender.start()
     job = done(tenant, job_id)
@@ -225,11 +234,12 @@ def end_once_training(tenant: str, job_id: str, here: Station) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("kind", ["oracle", "bank"])
 def test_a_drained_training_goes_on_where_it_was(
-    here: Station, ids: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    here: Station, ids: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     tenant, model_id = ids
-    job = start_training(tenant, model_id, here, monkeypatch)
+    job = start_training(tenant, model_id, here, monkeypatch, kind)
     assert (job.status, job.attempts) == ("queued", 0)
     assert job.checkpoint_blob is not None
     kept = blobs().path(job.checkpoint_blob)
@@ -254,3 +264,20 @@ def test_a_checkpoint_that_was_changed_is_not_used(
     assert steps.order(held, here.home.path)["checkpoints"]["found"] is not None
     blobs().path(job.checkpoint_blob).write_bytes(b"changed")
     assert steps.order(held, here.home.path)["checkpoints"]["found"] is None
+
+
+def test_a_checkpoint_that_does_not_fit_is_said_in_the_log(
+    here: Station, ids: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant, model_id = ids
+    job = start_training(tenant, model_id, here, monkeypatch)
+    with transaction() as session:
+        changed = session.get_one(tables.Job, (tenant, job.id))
+        path = blobs().path(str(changed.checkpoint_blob))
+        path.write_bytes(b"no tensors")
+        changed.checkpoint_digest = digest(path)
+        changed.options = OPTIONS
+    with capture_logs() as logs:
+        assert done(tenant, job.id).status == "succeeded"
+    said = [(log["log_level"], log.get("reason")) for log in logs if "ignored" in log["event"]]
+    assert said == [("warning", "unreadable")]

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from app.settings import Settings
+from app.store import jobs, references
 from app.store import session as sessions
 from app.store.jobs import Renewal
+from app.store.session import transaction
+from tests import factories
 from worker import confine, sandbox
 from worker.attempt import accompany, await_walls
 from worker.lease import Heartbeat
-from worker.limits import Limits, OverLimit
+from worker.limits import Limits, OverLimit, of
 from worker.protocol import Done
 from worker.station import Station
 from worker.supervisor import Runner, RunnerDied
@@ -167,6 +170,8 @@ def test_a_runner_walled_in_too_little_gets_no_work(settings: Settings, spawn: S
         ("fill", Limits(60.0, 200 << 20), "out_of_memory"),
         ("share", Limits(60.0, 200 << 20), "out_of_memory"),
         ("fork", Limits(60.0, 200 << 20), "out_of_memory"),
+        ("hoard", Limits(60.0, 1 << 40, scratch=20 << 20), "output_too_large"),
+        ("litter", Limits(60.0, 1 << 40, scratch=20 << 20), "output_too_large"),
     ],
 )
 def test_a_runner_over_its_limit(
@@ -195,6 +200,32 @@ def test_a_file_of_a_conversion_is_only_so_large(settings: Settings, spawn: Spaw
     limits = Limits(60.0, 1 << 40, file_size=1 << 20)
     runner.give(order("flood", runner, limits))
     assert outcome(runner) == {"end": "EFBIG", "size": 1 << 20}
+
+
+def test_a_file_that_is_too_large_fails_the_job(settings: Settings, spawn: Spawn) -> None:
+    runner = spawn()
+    limits = Limits(60.0, 1 << 40, file_size=1 << 20)
+    runner.give(order("overflow", runner, limits))
+    while (event := runner.hear(60.0)) is not None and event.event != "failed":
+        pass
+    assert event is not None
+    assert (event.code, event.retryable) == ("output_too_large", False)
+
+
+def test_room_on_the_disk_follows_the_files_of_the_job(settings: Settings) -> None:
+    with transaction() as session:
+        tenant = factories.a_tenant(session)
+        model = factories.a_model(session, tenant)
+        factories.published(session, tenant, model.id)
+        job_id = references.queue_bank(session, tenant, model.id, {"models": 2, "seed": 1}).id
+    with transaction() as session:
+        claim = jobs.claim(session, job_id, "w")
+    assert claim is not None
+    assert claim.dataset is not None
+    own = settings.max_model_bytes + claim.dataset.size_bytes
+    assert of(claim).scratch == of(claim).file_size == (4 << 30) + 16 * own
+    sessions.configure(settings.model_copy(update={"max_scratch_bytes": 1000}))
+    assert of(claim).scratch == of(claim).file_size == 1000
 
 
 def test_limits_are_only_ever_lowered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from core import weights
 from core.determinism import fresh_seed
+from core.errors import Infeasible
 from core.measures import margin, membership_auc
 from core.recipe import SGD, Recipe
 from core.scores import gather
@@ -55,6 +56,34 @@ def test_recalibrated_statistics_are_those_of_the_retain_set(policy, exact):
     before, after, truth = batch_norm_of(policy)
     assert not torch.equal(before, after)
     assert torch.allclose(after, truth, atol=1e-4) is exact
+
+
+def normed(policy):
+    world = cases.noise_world(num_train=400, num_holdout=400, noise_dims=20, batch_norm=True)
+    return cases.problem(world, cases.first(world, 100), bn_policy=policy)
+
+
+def test_a_cycle_starts_from_the_weights_that_frozen_statistics_belong_to():
+    still = {"epochs": 1, "lr": 1e-9}
+    frozen, parent = normed("frozen"), normed("frozen").model.state_dict()
+    found = fine_tune(frozen, FineTuneConfig(schedule="one_cycle", **still)).state_dict()
+    for name, value in parent.items():
+        assert torch.allclose(found[name], value, atol=1e-6)
+    assert [told["keep"] for told in frozen.tried] == [1.0]
+    for policy in ("recalibrate", "tracked"):
+        moved = fine_tune(normed(policy), FineTuneConfig(schedule="one_cycle", **still))
+        weight = next(name for name, value in parent.items() if value.ndim > 1)
+        assert not torch.allclose(moved.state_dict()[weight], parent[weight], atol=1e-2)
+
+
+def test_other_weights_under_frozen_statistics_are_refused():
+    with pytest.raises(Infeasible, match="batch norm"):
+        fine_tune(normed("frozen"), FineTuneConfig(keep=0.5))
+    fine_tune(normed("frozen"), FineTuneConfig(keep=1.0, epochs=1))
+    world = cases.small_world()
+    plain = cases.problem(world, cases.first(world, 20), bn_policy="frozen")
+    fine_tune(plain, FineTuneConfig(keep=0.5, epochs=1))
+    assert plain.tried == []
 
 
 def test_a_cycle_with_a_high_peak_forgets_what_a_small_rate_keeps():
