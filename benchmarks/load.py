@@ -32,6 +32,8 @@ class Plan:
         rate: calls per second; None for a closed loop.
         connections: kept open throughout.
         read_share: share of calls that only read.
+        calls: a closed loop ends after so many, whatever the time.
+        cancels: every new request is cancelled again, so that what waits does not grow.
     """
 
     port: int
@@ -43,6 +45,8 @@ class Plan:
     connections: int = 50
     read_share: float = 0.8
     seed: int = 0
+    calls: int | None = None
+    cancels: bool = False
 
 
 @dataclass
@@ -61,10 +65,11 @@ def run(plan: Plan) -> Outcome:
     """Carry out a plan in a fresh process and return what it saw."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_run, plan).result()
+        return pool.submit(run_here, plan).result()
 
 
-def _run(plan: Plan) -> Outcome:
+def run_here(plan: Plan) -> Outcome:
+    """Carry out a plan in this process."""
     return asyncio.run(_Generator(plan).run())
 
 
@@ -88,6 +93,7 @@ class _Generator:
         self.plan = plan
         self.random = random.Random(plan.seed)
         self.outcome = Outcome()
+        self.left = plan.calls
         self.known: list[dict[str, Any]] = []
         self.idle: asyncio.Queue[_Connection] = asyncio.Queue()
 
@@ -102,6 +108,8 @@ class _Generator:
             await asyncio.gather(*(self._again(start) for _ in range(self.plan.connections)))
         else:
             await self._arrivals(start, self.plan.rate)
+        while self.plan.cancels and self.known:
+            await self._call(time.monotonic(), is_read=False, is_last=True)
         self.outcome.seconds = time.monotonic() - start
         return self.outcome
 
@@ -114,17 +122,19 @@ class _Generator:
         await asyncio.gather(*calls)
 
     async def _again(self, start: float) -> None:
-        while (now := time.monotonic()) < start + self.plan.seconds:
+        while (now := time.monotonic()) < start + self.plan.seconds and self.left != 0:
+            if self.left is not None:
+                self.left -= 1
             await self._call(now, self._draw())
 
     def _draw(self) -> bool:
         return self.random.random() < self.plan.read_share
 
-    async def _call(self, due: float, is_read: bool) -> None:
+    async def _call(self, due: float, is_read: bool, is_last: bool = False) -> None:
         self.outcome.lateness.append(time.monotonic() - due)
         connection = await self.idle.get()
         try:
-            status, body = await connection.call(self._read() if is_read else self._write())
+            status, body = await connection.call(self._read() if is_read else self._write(is_last))
         except (OSError, asyncio.IncompleteReadError) as error:
             # The connection is gone; the call is an error, and the rest share what is left.
             self.outcome.errors.append(repr(error))
@@ -133,8 +143,8 @@ class _Generator:
         self.idle.put_nowait(connection)
         if not 200 <= status < 300:
             self.outcome.errors.append(f"{status} {body[:300].decode(errors='replace')}")
-        elif not is_read:
-            self.known.append(json.loads(body))
+        elif not is_read and (made := json.loads(body))["status"] != "cancelled":
+            self.known.append(made)
 
     def _read(self) -> bytes:
         request = self.random.choice(self.known)
@@ -146,7 +156,9 @@ class _Generator:
         )
         return self._message("GET", self.random.choice(paths))
 
-    def _write(self) -> bytes:
+    def _write(self, is_last: bool) -> bytes:
+        if self.plan.cancels and (is_last or len(self.known) > self.plan.connections):
+            return self._message("DELETE", f"/unlearn-requests/{self.known.pop(0)['id']}")
         drawn = self.random.sample(self.plan.record_ids, RECORDS_PER_REQUEST)
         body = {
             "model": self.plan.model,
