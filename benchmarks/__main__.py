@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other: ``python -m benchmarks [--data FOLDER]``.
 
-``real_cifar``, ``oracles``, ``gates``, ``papers`` and ``load`` take long, or want a machine of
+``real_cifar``, ``oracles``, ``gates``, ``papers``, ``memory`` and ``load`` take long, or want a machine of
 their own, and are run apart.
 """
 

@@ -85,7 +85,9 @@ def _check_jobs(jobs: Sequence[Job]) -> None:
 
 def _check_chain(session: Session, model_id: str, requests: Sequence[Request]) -> None:
     versions = session.scalars(
-        select(Version).where(Version.model_id == model_id).order_by(Version.number)
+        select(Version)
+        .where(Version.model_id == model_id, Version.role == "chain")
+        .order_by(Version.number)
     ).all()
     assert [version.number for version in versions] == list(range(1, len(versions) + 1))
     assert [version.parent_id for version in versions] == [
