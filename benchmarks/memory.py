@@ -37,7 +37,7 @@ from benchmarks.tables import Row, write
 from worker.demo.service import Service
 
 MIB = 2**20
-PORTION = 5_000
+PORTION = 2_500
 WARM_UP = 10_000
 BYTES_PER_CALL = 100.0
 """Less than any object that one call could leave behind."""
@@ -95,8 +95,8 @@ def main() -> None:
         place = Place(folder / "sqlite")
         registered = _prepare(place, folder)
         place = replace(place, broker_url=broker_url)
-        jobs = _work(place, registered, options.jobs)
         found["SQLite"] = _call(place, registered, options.calls, options.minutes)
+        jobs = _work(place, registered, options.jobs)
         if options.postgres:
             with fresh_database(options.postgres) as url:
                 place = Place(folder / "postgresql", url)
