@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field, IPvAnyNetwork
+from pydantic.config import JsonDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -28,7 +29,7 @@ router = APIRouter(tags=["access"])
 Role = Literal["ml_engineer", "privacy_officer", "sre", "auditor", "pipeline", "admin"]
 Days = Annotated[int, Field(ge=1, le=365)]
 SCOPE_NAMES = ", ".join(f"`{scope}`" for scope in sorted(keys.SCOPES))
-NOTHING_ALLOWED = {"properties": {"scopes": {"maxItems": 0}, "roles": {"maxItems": 0}}}
+NOTHING_ALLOWED: JsonDict = {"properties": {"scopes": {"maxItems": 0}, "roles": {"maxItems": 0}}}
 
 
 class ApiKeyCreate(Shape):
