@@ -1,7 +1,7 @@
 """Run the benchmarks one after the other: ``python -m benchmarks [--data FOLDER]``.
 
-``real_cifar``, ``oracles``, ``gates``, ``papers`` and ``load`` take long, or want a machine of
-their own, and are run apart.
+``real_cifar``, ``oracles``, ``gates``, ``papers``, ``memory`` and ``load`` take long, or want a
+machine of their own, and are run apart.
 """
 
 from __future__ import annotations

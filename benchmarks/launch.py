@@ -27,9 +27,9 @@ class Place:
 
     folder: Path
     database_url: str = ""
-    pepper: str = field(default_factory=lambda: secrets.token_urlsafe(48))
     broker_url: str = ""
     """Where bells are rung; empty for the embedded form and for an API without workers."""
+    pepper: str = field(default_factory=lambda: secrets.token_urlsafe(48))
 
     def environment(self) -> dict[str, str]:
         """All that the process gets to know."""
@@ -75,6 +75,24 @@ def api_alone(place: Place) -> Iterator[Running]:
         yield running
 
 
+@contextmanager
+def celery_worker(place: Place) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Celery worker and wait until it is ready; ``place`` must name a broker."""
+    log = place.folder / "worker.log"
+    arguments = ["-m", "celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
+    process = _spawn(arguments, place, log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while "worker_ready" not in log.read_text():
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"the worker did not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 def free_port() -> int:
     """Return a port on which nothing listens."""
     with socket.socket() as probe:
@@ -83,35 +101,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def celery_worker(place: Place) -> Iterator[None]:
-    """Run one worker of the distributed form."""
-    with (place.folder / "worker.log").open("ab") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "worker.main", "worker"],
-            cwd=ROOT,
-            env=place.environment(),
-            stdout=sink,
-            stderr=sink,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-@contextmanager
 def _running(arguments: list[str], place: Place, port: int) -> Iterator[Running]:
     place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = place.folder / "service.log"
-    with log.open("ab") as sink:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=place.environment(),
-            stdout=sink,
-            stderr=sink,
-        )
+    process = _spawn(arguments, place, log)
     url = f"http://127.0.0.1:{port}"
     try:
         _await_health(url, process, log)
@@ -119,6 +112,17 @@ def _running(arguments: list[str], place: Place, port: int) -> Iterator[Running]
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _spawn(arguments: list[str], place: Place, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=place.environment(),
+            stdout=sink,
+            stderr=sink,
+        )
 
 
 def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -30,7 +30,8 @@ class Plan:
         rate: calls per second; None for a closed loop.
         connections: kept open throughout.
         read_share: share of calls that only read.
-        most_calls: end after so many, if that is earlier.
+        calls: a closed loop ends after so many, whatever the time.
+        cancels: every new request is cancelled again, so that what waits does not grow.
         records_per_request: drawn from ``record_ids``.
         policy: of every request.
         seeds: requests of one seed may share a job; None has the service choose.
@@ -45,7 +46,8 @@ class Plan:
     connections: int = 50
     read_share: float = 0.8
     seed: int = 0
-    most_calls: int | None = None
+    calls: int | None = None
+    cancels: bool = False
     records_per_request: int = 5
     policy: str = "standard"
     seeds: int | None = None
@@ -67,10 +69,11 @@ def run(plan: Plan) -> Outcome:
     """Carry out a plan in a fresh process and return what it saw."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_run, plan).result()
+        return pool.submit(run_here, plan).result()
 
 
-def _run(plan: Plan) -> Outcome:
+def run_here(plan: Plan) -> Outcome:
+    """Carry out a plan in this process."""
     return asyncio.run(_Generator(plan).run())
 
 
@@ -94,8 +97,9 @@ class _Generator:
         self.plan = plan
         self.random = random.Random(plan.seed)
         self.outcome = Outcome()
+        self.left = plan.calls
         self.known: list[dict[str, Any]] = []
-        self.calls = 0
+        self.asked = 0
         self.idle: asyncio.Queue[_Connection] = asyncio.Queue()
 
     async def run(self) -> Outcome:
@@ -109,6 +113,8 @@ class _Generator:
             await asyncio.gather(*(self._again(start) for _ in range(self.plan.connections)))
         else:
             await self._arrivals(start, self.plan.rate)
+        while self.plan.cancels and self.known:
+            await self._call(time.monotonic(), is_read=False, is_last=True)
         self.outcome.seconds = time.monotonic() - start
         return self.outcome
 
@@ -121,21 +127,19 @@ class _Generator:
         await asyncio.gather(*calls)
 
     async def _again(self, start: float) -> None:
-        while (now := time.monotonic()) < start + self.plan.seconds and self._may_call():
+        while (now := time.monotonic()) < start + self.plan.seconds and self.left != 0:
+            if self.left is not None:
+                self.left -= 1
             await self._call(now, self._draw())
-
-    def _may_call(self) -> bool:
-        self.calls += 1
-        return self.plan.most_calls is None or self.calls <= self.plan.most_calls
 
     def _draw(self) -> bool:
         return self.random.random() < self.plan.read_share
 
-    async def _call(self, due: float, is_read: bool) -> None:
+    async def _call(self, due: float, is_read: bool, is_last: bool = False) -> None:
         self.outcome.lateness.append(time.monotonic() - due)
         connection = await self.idle.get()
         try:
-            status, body = await connection.call(self._read() if is_read else self._write())
+            status, body = await connection.call(self._read() if is_read else self._write(is_last))
         except (OSError, asyncio.IncompleteReadError) as error:
             # The connection is gone; the call is an error, and the rest share what is left.
             self.outcome.errors.append(repr(error))
@@ -144,8 +148,8 @@ class _Generator:
         self.idle.put_nowait(connection)
         if not 200 <= status < 300:
             self.outcome.errors.append(f"{status} {body[:300].decode(errors='replace')}")
-        elif not is_read:
-            self.known.append(json.loads(body))
+        elif not is_read and (made := json.loads(body))["status"] != "cancelled":
+            self.known.append(made)
 
     def _read(self) -> bytes:
         request = self.random.choice(self.known)
@@ -157,7 +161,9 @@ class _Generator:
         )
         return self._message("GET", self.random.choice(paths))
 
-    def _write(self) -> bytes:
+    def _write(self, is_last: bool) -> bytes:
+        if self.plan.cancels and (is_last or len(self.known) > self.plan.connections):
+            return self._message("DELETE", f"/unlearn-requests/{self.known.pop(0)['id']}")
         drawn = self.random.sample(self.plan.record_ids, self.plan.records_per_request)
         body: dict[str, Any] = {
             "model": self.plan.model,
@@ -165,7 +171,8 @@ class _Generator:
             "policy": self.plan.policy,
         }
         if self.plan.seeds is not None:
-            body["seed"] = self.calls % self.plan.seeds
+            body["seed"] = self.asked % self.plan.seeds
+            self.asked += 1
         return self._message("POST", "/unlearn-requests", json.dumps(body).encode())
 
     def _message(self, method: str, path: str, body: bytes = b"") -> bytes:

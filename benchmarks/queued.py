@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from benchmarks.digits import await_prepared
 from benchmarks.hardware import parser
 from benchmarks.launch import Place, api_alone, celery_worker, embedded
 from benchmarks.load import Plan, run
-from benchmarks.service import SERVER, fresh_database, reachable
+from benchmarks.postgres import SERVER, fresh_database, reachable
 from benchmarks.tables import Row, quantile, write
 from core import networks, weights
 from worker.demo.service import Service
@@ -108,7 +108,7 @@ def _measure(place: Place, num_requests: int, num_jobs: int) -> Queued:
     """Fill the queue of a fresh service twice: one job a request, then few jobs."""
     scratch = place.folder.with_name(f"{place.folder.name}-data")
     scratch.mkdir()
-    with embedded(Place(place.folder, place.database_url, place.pepper)) as running:
+    with embedded(replace(place, broker_url="")) as running:
         model, ids = _register(running.service, scratch, RECORDS_PER_REQUEST_HELD * num_requests)
     settings = Settings(data_dir=place.folder, database_url=place.database_url, pepper=place.pepper)
     sessions.configure(settings)
@@ -121,7 +121,7 @@ def _measure(place: Place, num_requests: int, num_jobs: int) -> Queued:
         rate=None,
         connections=CONNECTIONS,
         read_share=0.0,
-        most_calls=num_requests - 1,  # the generator begins with one
+        calls=num_requests - 1,  # the generator begins with one
         records_per_request=1,
         policy="exact",
     )
@@ -158,7 +158,7 @@ def _measure(place: Place, num_requests: int, num_jobs: int) -> Queued:
 
 
 def _with(plan: Plan, port: int, seeds: int) -> Plan:
-    return Plan(**(asdict(plan) | {"port": port, "seeds": seeds, "seed": seeds}))
+    return replace(plan, port=port, seeds=seeds, seed=seeds)
 
 
 def _register(service: Service, scratch: Path, count: int) -> tuple[str, list[str]]:

@@ -11,24 +11,19 @@ PostgreSQL in a fresh database that is dropped afterwards, on the server named b
 
 from __future__ import annotations
 
-import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
-import psycopg
-from sqlalchemy import make_url
 
 from benchmarks.digits import register
 from benchmarks.hardware import parser
 from benchmarks.launch import Place, api_alone, embedded
 from benchmarks.load import Outcome, Plan, run
+from benchmarks.postgres import SERVER, fresh_database, reachable
 from benchmarks.tables import Row, quantile, write
 
-SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 WRITE_P99 = {"SQLite": 0.250, "PostgreSQL": 0.150}
 READ_P99 = 0.050
 CAPACITY_SECONDS = 8.0
@@ -132,33 +127,6 @@ def _rows(name: str, found: Measured) -> list[Row]:
             f"{1e3 * quantile(closed.writes, 0.99):.0f} ms",
         ),
     ]
-
-
-def reachable(server: str) -> bool:
-    """Whether a PostgreSQL server takes connections there."""
-    try:
-        psycopg.connect(_plain(server), connect_timeout=3).close()
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
-@contextmanager
-def fresh_database(server: str) -> Iterator[str]:
-    """Make a fresh database for the time of the block; yield its URL."""
-    name = f"lethe_bench_{secrets.token_hex(4)}"
-    with psycopg.connect(_plain(server), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-        try:
-            url = make_url(server).set(database=name)
-            yield url.render_as_string(hide_password=False)
-        finally:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
-
-
-def _plain(url: str) -> str:
-    """Return the URL as libpq reads it."""
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 if __name__ == "__main__":

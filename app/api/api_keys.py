@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field, IPvAnyNetwork
+from pydantic.config import JsonDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -28,16 +29,13 @@ router = APIRouter(tags=["access"])
 Role = Literal["ml_engineer", "privacy_officer", "sre", "auditor", "pipeline", "admin"]
 Days = Annotated[int, Field(ge=1, le=365)]
 SCOPE_NAMES = ", ".join(f"`{scope}`" for scope in sorted(keys.SCOPES))
-
-
-def _some_of(name: str) -> dict[str, Any]:
-    return {"required": [name], "properties": {name: {"minItems": 1}}}
+NOTHING_ALLOWED: JsonDict = {"properties": {"scopes": {"maxItems": 0}, "roles": {"maxItems": 0}}}
 
 
 class ApiKeyCreate(Shape):
     """What a new key may do, and for how long."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_some_of("scopes"), _some_of("roles")]})
+    model_config = ConfigDict(json_schema_extra={"not": NOTHING_ALLOWED})
 
     name: Name
     scopes: list[str] = Field(

@@ -36,7 +36,7 @@ from .schema import uploads_of
 from .shapes import Links, Metadata, Name, Page, Rejection, Shape
 from .sources import FileSource, Sourced
 from .uploads import Upload
-from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
+from .waiting import NOT_MODIFIED, IfNoneMatch, Wait, conditional, retry_after, settled
 
 router = APIRouter(tags=["datasets"])
 HEADER = "X-Dataset-Metadata"
@@ -149,7 +149,7 @@ def list_datasets(
     "/datasets/{dataset_id}",
     operation_id="get_dataset",
     response_model=Dataset,
-    responses=problems(NotFound),
+    responses={**problems(NotFound), **NOT_MODIFIED},
 )
 async def get_dataset(
     caller: Annotated[Caller, requires("datasets:read")],

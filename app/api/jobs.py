@@ -28,7 +28,7 @@ from .listing import Pages, page_of
 from .problems import problems
 from .shapes import Links, Nothing, Page, Shape
 from .strict_json import Body, optional_body
-from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
+from .waiting import NOT_MODIFIED, IfNoneMatch, Wait, conditional, retry_after, settled
 
 router = APIRouter(tags=["jobs"])
 
@@ -140,7 +140,10 @@ def list_jobs(
 
 
 @router.get(
-    "/jobs/{job_id}", operation_id="get_job", response_model=Job, responses=problems(NotFound)
+    "/jobs/{job_id}",
+    operation_id="get_job",
+    response_model=Job,
+    responses={**problems(NotFound), **NOT_MODIFIED},
 )
 async def get_job(
     caller: Annotated[Caller, requires("jobs:read")],

@@ -41,7 +41,7 @@ from .schema import uploads_of
 from .shapes import Links, Metadata, Name, Page, Shape
 from .sources import FileSource, Sourced
 from .uploads import Upload
-from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
+from .waiting import NOT_MODIFIED, IfNoneMatch, Wait, conditional, retry_after, settled
 
 router = APIRouter(tags=["models"])
 HEADER = "X-Model-Metadata"
@@ -211,7 +211,7 @@ def list_models(
     "/models/{model_id}",
     operation_id="get_model",
     response_model=Model,
-    responses=problems(NotFound),
+    responses={**problems(NotFound), **NOT_MODIFIED},
 )
 async def get_model(
     caller: Annotated[Caller, requires("models:read")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -143,7 +144,20 @@ def document(
                 parameter["schema"] = {"type": "string", **told}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    for operations in found["paths"].values():
+        for response in operations.get("head", {}).get("responses", {}).values():
+            response.pop("content", None)
+    _tell_objects(schemas)
     return found
+
+
+def _tell_objects(schemas: Mapping[str, dict[str, Any]]) -> None:
+    """Tell defaults that are objects in words: generators of clients give up on such fields."""
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            if isinstance(field.get("default"), dict):
+                told = f"Default: `{json.dumps(field.pop('default'))}`."
+                field["description"] = f"{field.get('description', '')} {told}".lstrip()
 
 
 def _definitions(

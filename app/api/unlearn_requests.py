@@ -38,7 +38,7 @@ from .schema import accepts
 from .shapes import Page
 from .strict_json import Body, json_body
 from .variants import refuse_idle, unlearner
-from .waiting import IfNoneMatch, Wait, conditional, retry_after, settled
+from .waiting import NOT_MODIFIED, IfNoneMatch, Wait, conditional, retry_after, settled
 
 router = APIRouter(tags=["unlearn requests"])
 CLOCK_SKEW = timedelta(minutes=5)
@@ -102,7 +102,7 @@ def list_unlearn_requests(
     "/unlearn-requests/{request_id}",
     operation_id="get_unlearn_request",
     response_model=UnlearnRequest,
-    responses=problems(NotFound),
+    responses={**problems(NotFound), **NOT_MODIFIED},
 )
 async def get_unlearn_request(
     caller: Annotated[Caller, requires("requests:read")],

@@ -24,6 +24,7 @@ from .ids import ModelId, VersionRef
 from .listing import Pages, page_of
 from .problems import RangeNotSatisfiable, problems
 from .shapes import Links, Page, Rejection, Shape
+from .waiting import NOT_MODIFIED
 
 router = APIRouter(tags=["models"])
 SHOWN_AUDITS = 10
@@ -144,15 +145,16 @@ def get_version(
     )
 
 
+BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 CHECKPOINT: dict[str, Any] = {
     "responses": {
         **problems(NotFound, Conflict, Gone, RangeNotSatisfiable, Unavailable),
         200: {
             "description": "The checkpoint as safetensors.",
-            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+            "content": BYTES,
         },
-        206: {"description": "The range asked for."},
-        304: {"description": "It is still what `If-None-Match` names."},
+        206: {"description": "The range asked for.", "content": BYTES},
+        **NOT_MODIFIED,
     },
     "response_class": Response,
 }

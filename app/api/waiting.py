@@ -7,7 +7,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
@@ -38,6 +38,10 @@ Wait = Annotated[float | None, Depends(preferred_wait)]
 IfNoneMatch = Annotated[
     str | None, Header(description="ETag of what you have; 304 when it is still that.")
 ]
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "It is still what `If-None-Match` names."}
+}
+"""For ``responses=`` of every route that takes ``If-None-Match``."""
 
 
 async def settled(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from safetensors.numpy import save
 
 from app.api.examples import DATASET_ID, MODEL_ID, REQUEST_ID, UPLOAD_ID
@@ -132,7 +132,10 @@ def test_operation_is_described(name: str) -> None:
     assert "422" not in operation["responses"] or problem_of(operation, "422")
     for parameter in operation.get("parameters", []):
         assert parameter.get("description"), (name, parameter["name"])
-    if name not in ("get_health", "get_readiness"):
+        assert parameter["name"] != "if-none-match" or "304" in operation["responses"]
+    if OPERATIONS[name][0] == "HEAD":
+        assert not [answer for answer in operation["responses"].values() if "content" in answer]
+    elif name not in ("get_health", "get_readiness"):
         assert problem_of(operation, "default")
 
 
@@ -156,6 +159,24 @@ def test_variants_are_offered_by_schema() -> None:
             assert f'/{entry.config.__name__}"' in offered
     auto = schemas["UnlearnRequestCreate"]["properties"]["unlearner"]["anyOf"][0]
     assert auto["const"] == "auto"
+
+
+def test_generators_of_clients_can_read_every_shape() -> None:
+    """They give up on a field whose default is an object, and on an object with alternatives."""
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        assert not {"properties", "anyOf"} <= set(schema), name
+        for field, told in schema.get("properties", {}).items():
+            assert not isinstance(told.get("default"), dict), (name, field)
+    schedule = DOCUMENT["components"]["schemas"]["Recipe"]["properties"]["schedule"]
+    assert schedule["description"].endswith('Default: `{"name": "constant"}`.')
+
+
+def test_a_new_key_may_do_something() -> None:
+    schema = DOCUMENT["components"]["schemas"]["ApiKeyCreate"]
+    validate({"name": "k", "roles": ["sre"]}, schema)
+    for nothing in ({}, {"scopes": []}, {"scopes": [], "roles": []}):
+        with pytest.raises(ValidationError):
+            validate({"name": "k", **nothing}, schema)
 
 
 def test_references_resolve() -> None:

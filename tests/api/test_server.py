@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
@@ -141,3 +142,15 @@ def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another thread does; the test's own limit ends it."""
     while not condition():
         time.sleep(0.01)
+
+
+def test_garbage_does_not_wait_for_a_share_of_what_was_frozen(
+    api: FastAPI, settings: Settings
+) -> None:
+    imported: list[list[None]] = [[] for _ in range(1_000_000)]
+    gc.collect()
+    with TestClient(api):
+        before = gc.get_stats()[2]["collections"]
+        made: list[list[None]] = [[] for _ in range(150_000)]
+        assert gc.get_stats()[2]["collections"] > before
+    del imported, made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy import create_engine, func, select
@@ -14,9 +14,20 @@ from app.store import status
 from app.store.tables import Dataset, Job, Model, Request, Trash, Version
 from tests.chaos.world import World
 
+Keys = Callable[[], set[str]]
+"""Lists all blobs."""
 
-def check(database_url: str, data_dir: Path, world: World) -> dict[str, int]:
+
+def check(
+    database_url: str, data_dir: Path, world: World, keys: Keys | None = None
+) -> dict[str, int]:
     """Hold the database and the folder against what was acknowledged.
+
+    Args:
+        database_url: where the rows are.
+        data_dir: of the workers.
+        world: that asked.
+        keys: of the blobs, where they do not lie in ``data_dir``.
 
     Returns:
         What was counted, by name.
@@ -29,7 +40,7 @@ def check(database_url: str, data_dir: Path, world: World) -> dict[str, int]:
         _check_jobs(jobs)
         for model in world.models:
             _check_chain(session, model, requests)
-        assert _blobs(session, data_dir) == (set(), set(), 0)
+        assert _blobs(session, keys or _files(data_dir)) == (set(), set(), 0)
     engine.dispose()
     left = list((data_dir / "scratch").glob("*/*/out"))
     assert not left, f"scratch folders of runners were left: {left}"
@@ -74,7 +85,9 @@ def _check_jobs(jobs: Sequence[Job]) -> None:
 
 def _check_chain(session: Session, model_id: str, requests: Sequence[Request]) -> None:
     versions = session.scalars(
-        select(Version).where(Version.model_id == model_id).order_by(Version.number)
+        select(Version)
+        .where(Version.model_id == model_id, Version.role == "chain")
+        .order_by(Version.number)
     ).all()
     assert [version.number for version in versions] == list(range(1, len(versions) + 1))
     assert [version.parent_id for version in versions] == [
@@ -95,13 +108,15 @@ def _check_chain(session: Session, model_id: str, requests: Sequence[Request]) -
         assert jobs[str(request.applied_version_id)] == request.job_id
 
 
-def settle(database_url: str, data_dir: Path, seconds: float = 300.0) -> None:
+def settle(
+    database_url: str, data_dir: Path, seconds: float = 300.0, keys: Keys | None = None
+) -> None:
     """Wait until the sweeper of a fresh worker has removed what the dead left behind."""
     engine = create_engine(database_url)
     deadline = time.monotonic() + seconds
     while True:
         with Session(engine) as session:
-            missing, orphans, trash = _blobs(session, data_dir)
+            missing, orphans, trash = _blobs(session, keys or _files(data_dir))
         if not (missing or orphans or trash):
             break
         assert time.monotonic() < deadline, (missing, orphans, trash)
@@ -109,13 +124,17 @@ def settle(database_url: str, data_dir: Path, seconds: float = 300.0) -> None:
     engine.dispose()
 
 
-def _blobs(session: Session, data_dir: Path) -> tuple[set[str], set[str], int]:
+def _files(data_dir: Path) -> Keys:
+    root = data_dir / "blobs"
+    return lambda: {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+
+
+def _blobs(session: Session, keys: Keys) -> tuple[set[str], set[str], int]:
     """Rows without bytes, bytes without a row, and keys still in the trash."""
     columns = (Dataset.blob, Version.blob, Version.importance_blob, Model.bank_blob)
     expected: set[str] = set()
     for column in columns:
         expected |= {str(key) for key in session.scalars(select(column).where(column.is_not(None)))}
-    root = data_dir / "blobs"
-    files = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+    files = keys()
     trash = session.scalar(select(func.count()).select_from(Trash)) or 0
     return expected - files, files - expected, trash

@@ -36,13 +36,14 @@ DISKS = "tests/chaos/test_full_disk.py::test_uploads_and_jobs_wait_for_room"
 FAILPOINTS = "tests/chaos/test_failpoints.py::test_a_death_at_every_place"
 MESSAGES = "tests/chaos/test_messages.py::test_no_message_has_an_effect"
 DRAINS = "tests/chaos/test_drain.py"
+TWO_WORKERS = "tests/chaos/test_two_workers.py"
 CALLS = "tests/store/test_nth_call.py::test_a_request_survives_any_failed_call"
 BLOBS = "tests/worker/test_failpoints.py::test_any_failed_call_to_the_blobs_is_recovered_from"
 ORDERS = "tests/store/test_interleavings.py"
 SIMULATION = "tests/store/test_simulation.py"
 PASSED = re.compile(r"^[1-9][0-9]* passed(?!.*skipped)", re.MULTILINE)
 BOTH = ("sqlite", "postgres")
-LARGEST = ("longest_drain_seconds",)
+LARGEST = ("longest_drain_seconds", "longest_takeover_seconds")
 """What is not added up: of all portions the largest counts."""
 
 Json = dict[str, Any]
@@ -75,6 +76,7 @@ CELLS: dict[str, Cell] = {
     "T7_postgres": Cell((f"{DRAINS}::test_the_celery_worker_gives_its_job_back",), 50, 5),
     **{f"T8_{on}": Cell((f"{MESSAGES}[{on}]",), 10, 2) for on in BOTH},
     **{f"T10_{on}": Cell((f"{DISKS}[{on}]",)) for on in BOTH},
+    "F6_postgres": Cell((TWO_WORKERS,), 3),
     "T11_sqlite": Cell((f"{CALLS}[sqlite]", BLOBS)),
     "T11_postgres": Cell((f"{CALLS}[postgres]",)),
     "T12_sqlite": Cell((SIMULATION,), 100_000, 500),

@@ -24,6 +24,7 @@ FEATURES = 64
 ARCHITECTURE = {"name": "mlp", "in_features": FEATURES, "hidden": [32], "num_classes": 10}
 PREPROCESSING = {"scale": 1 / 16}
 NUM_RECORDS = 400
+RECORDS_PER_SUBJECT = 5
 PATIENCE_SECONDS = 600.0
 
 
@@ -55,25 +56,32 @@ class World:
     most: int = 4
     """Records of one request."""
     models: list[str] = field(default_factory=list)
-    acknowledged: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
-    """Request id -> model id and record ids."""
+    acknowledged: dict[str, tuple[str, Json]] = field(default_factory=dict)
+    """Request id -> model id and selector."""
     _left: dict[str, list[str]] = field(default_factory=dict)
 
     def build(self, num_models: int) -> None:
         """Upload one dataset and some models on it, and wait until they are ready."""
+        made = self.upload(num_models)
+        for model in made:
+            version = self._settled(f"/models/{model}/versions/1")
+            assert version["status"] == "ready", version
+        self.models += made
+
+    def upload(self, num_models: int) -> list[str]:
+        """Upload one dataset and some models on it; return the models, which are not ready yet."""
         data, file = self.folder / "tiny.parquet", self.folder / "tiny.safetensors"
         ids = _write_dataset(data)
         _train(file, recipe(3))
         dataset = self.client.upload("/datasets", data, {"name": "tiny"})["id"]
         read = self._settled(f"/datasets/{dataset}")
         assert read["status"] == "ready", read
+        made = []
         for number in range(num_models):
             body = self.client.upload("/models", file, self._metadata(f"m{number}", dataset))
-            self.models.append(body["id"])
+            made.append(body["id"])
             self._left[body["id"]] = list(ids)
-        for model in self.models:
-            version = self._settled(f"/models/{model}/versions/1")
-            assert version["status"] == "ready", version
+        return made
 
     def ask(self, num_requests: int, mend: Callable[[], None] | None = None) -> None:
         """Ask every model to forget some records, as many times as given.
@@ -84,29 +92,31 @@ class World:
         """
         for _ in range(num_requests):
             for model in self.models:
-                number = len(self.acknowledged)
                 ids = [self._left[model].pop() for _ in range(self.rng.randint(1, self.most))]
+                forget = {"type": "record_ids", "record_ids": ids}
                 try:
-                    body = self._forget(number, model, ids)
+                    self.forget(model, forget)
                 except httpx.TransportError:
                     if mend is None:
                         raise
                     mend()
-                    body = self._forget(number, model, ids)
-                self.acknowledged[body["id"]] = (model, ids)
+                    self.forget(model, forget)
 
-    def _settled(self, path: str) -> Json:
-        return self.client.wait(path, "status", "ready", "rejected", seconds=PATIENCE_SECONDS)
-
-    def _forget(self, number: int, model: str, ids: list[str]) -> Json:
-        return self.client.forget(
+    def forget(self, model: str, forget: Json) -> None:
+        """Ask one model to forget what is selected."""
+        number = len(self.acknowledged)
+        body = self.client.forget(
             f"request-{number}",
             model,
-            {"type": "record_ids", "record_ids": ids},
+            forget,
             policy="exact",
             # Equal requests share a job while it is queued, different ones do not.
             seed=number // 6,
         )
+        self.acknowledged[body["id"]] = (model, forget)
+
+    def _settled(self, path: str) -> Json:
+        return self.client.wait(path, "status", "ready", "rejected", seconds=PATIENCE_SECONDS)
 
     def _metadata(self, name: str, dataset: str) -> Json:
         return {
@@ -127,6 +137,7 @@ def _write_dataset(path: Path) -> list[str]:
         "id": ids,
         "label": pa.array(digits.target[:count], pa.int64()),
         "features": pa.array(list(digits.data[:count]), pa.list_(pa.float32())),
+        "subject": [f"s{row // RECORDS_PER_SUBJECT:03d}" for row in range(count)],
         "split": ["train"] * NUM_RECORDS + ["holdout"] * NUM_RECORDS,
     }
     pq.write_table(pa.table(table), path)

@@ -184,13 +184,17 @@ class Distributed(Stack):
 
     def start(self) -> None:
         """Migrate, make a key, start both processes, wait until they are ready."""
+        self.prepare()
+        self.start_api()
+        self.start_worker()
+        self.wait_until("/readyz")
+
+    def prepare(self) -> None:
+        """Migrate and make a key."""
         self.run("-m", "alembic", "upgrade", "head")
         self.key = self.run(
             "-m", "app.keys", "create", "--tenant", "test", "--scopes", "all"
         ).split()[-1]
-        self.start_api()
-        self.start_worker()
-        self.wait_until("/readyz")
 
     def start_api(self) -> None:
         """Start the API."""
