@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -58,6 +59,8 @@ ROUTERS = (
     health,
     operations,
 )
+M_ARENA_MAX = -8
+"""Of malloc.h."""
 BODIES: list[type[BaseModel]] = [
     models.ModelCreate,
     datasets.DatasetCreate,
@@ -106,6 +109,7 @@ def build(*, dispatcher: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _share_one_heap()
         # A full collection walks everything that torch and its kin made at import, half a million
         # objects: every call waits a quarter of a second for it.
         gc.freeze()
@@ -147,6 +151,16 @@ def build(*, dispatcher: bool = True) -> FastAPI:
     for part in ROUTERS:
         made.include_router(part.router)
     return made
+
+
+def _share_one_heap() -> None:
+    """Have all threads take memory from one heap, where the C library is glibc.
+
+    It would give most of the threads that serve calls a heap of their own, and what one of them
+    freed would stay there, unused by the others and resident.
+    """
+    with suppress(AttributeError):  # another C library, which has no such heaps
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 api = build()

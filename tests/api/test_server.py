@@ -1,14 +1,18 @@
-"""What uvicorn itself refuses, over a real socket."""
+"""The server around the application: what uvicorn refuses, over a real socket, and memory."""
 
 from __future__ import annotations
 
 import gc
 import json
+import platform
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -142,6 +146,51 @@ def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another thread does; the test's own limit ends it."""
     while not condition():
         time.sleep(0.01)
+
+
+MANY_THREADS = """
+import ctypes, sys, threading
+from fastapi.testclient import TestClient
+from app.main import build
+from app.settings import Settings
+from app.store import session
+
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+libc.malloc.restype = ctypes.c_void_p
+
+def heaps():
+    file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    return open(sys.argv[2]).read().count("<heap nr=")
+
+session.configure(Settings(data_dir=sys.argv[1], database_url=""))
+session.upgrade()
+with TestClient(build(dispatcher=False)):
+    before = heaps()
+    together = threading.Barrier(20)
+    def take():
+        together.wait()
+        libc.malloc(100_000)
+        together.wait()
+    threads = [threading.Thread(target=take) for _ in range(20)]
+    [each.start() for each in threads], [each.join() for each in threads]
+    print(before, heaps())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are glibc's")
+def test_threads_share_one_heap(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_THREADS, str(tmp_path), str(tmp_path / "heaps.xml")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    before, after = done.stdout.split()
+    assert before == after
 
 
 def test_garbage_does_not_wait_for_a_share_of_what_was_frozen(

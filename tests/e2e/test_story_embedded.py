@@ -23,6 +23,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     stack.stop()
 
 
+@pytest.mark.slow  # the README's tour takes the same way every day
 def test_the_main_job_embedded(service: Embedded, home: Path) -> None:
     with Client(service.url, service.key) as client:
         story.main_job(client, home)

@@ -128,7 +128,8 @@ def test_the_next_job_learns_of_the_requests_before_it(store: World, model_id: s
     assert second.excluded.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)  # long
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_of_a_hundred_requests_every_twenty_first_retrains(
     store: World, model_id: str, tmp_path: Path
 ) -> None:

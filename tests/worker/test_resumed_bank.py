@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from core.bank import load
@@ -19,6 +20,7 @@ from worker.supervisor import Runner
 WORLD = cases.small_world()
 
 
+@pytest.mark.slow
 def test_an_interrupted_bank_is_the_one_that_was_not(tmp_path: Path) -> None:
     ingest(source=write_dataset(WORLD, tmp_path / "upload"), out=tmp_path, max_records=10_000)
     first = start(tmp_path, None)
