@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import ConfigDict, Field, IPvAnyNetwork
-from pydantic.config import JsonDict
+from pydantic import Field, IPvAnyNetwork
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -29,19 +28,16 @@ router = APIRouter(tags=["access"])
 Role = Literal["ml_engineer", "privacy_officer", "sre", "auditor", "pipeline", "admin"]
 Days = Annotated[int, Field(ge=1, le=365)]
 SCOPE_NAMES = ", ".join(f"`{scope}`" for scope in sorted(keys.SCOPES))
-NOTHING_ALLOWED: JsonDict = {"properties": {"scopes": {"maxItems": 0}, "roles": {"maxItems": 0}}}
 
 
 class ApiKeyCreate(Shape):
     """What a new key may do, and for how long."""
 
-    model_config = ConfigDict(json_schema_extra={"not": NOTHING_ALLOWED})
-
     name: Name
     scopes: list[str] = Field(
         [],
         max_length=64,
-        description=f"Some of {SCOPE_NAMES}.",
+        description=f"Some of {SCOPE_NAMES}; at least one, or a role.",
         json_schema_extra={"items": {"type": "string", "enum": [*sorted(keys.SCOPES)]}},
     )
     roles: list[Role] = Field(
