@@ -36,6 +36,9 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+PACKED = np.dtype("<u4")
+
+
 class Rows(TypeDecorator[Any]):
     """A sorted, unique array of dataset row numbers, four bytes each."""
 
@@ -50,7 +53,7 @@ class Rows(TypeDecorator[Any]):
         """Sort, deduplicate and pack."""
         if value is None:
             return None
-        return np.unique(np.asarray(value, dtype="<u4")).tobytes()
+        return np.unique(np.asarray(value, dtype=PACKED)).tobytes()
 
     def process_result_value(
         self,
@@ -58,4 +61,9 @@ class Rows(TypeDecorator[Any]):
         dialect: Dialect,  # noqa: ARG002  # SQLAlchemy's signature
     ) -> Any:
         """Unpack to int64[N]."""
-        return None if value is None else np.frombuffer(value, dtype="<u4").astype(np.int64)
+        return None if value is None else unpack(value)
+
+
+def unpack(packed: bytes) -> Any:
+    """Unpack one or several sets of rows, one after the other, to their union: int64[N], sorted."""
+    return np.unique(np.frombuffer(packed, dtype=PACKED)).astype(np.int64)

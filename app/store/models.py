@@ -7,10 +7,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Select, select, update
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    and_,
+    func,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from . import datasets, workers
+from .columns import PACKED, unpack
 from .endings import stop_jobs
 from .erasing import OPEN, release_samples
 from .errors import Conflict, NotFound, Unacceptable
@@ -259,13 +269,29 @@ def rows_of_requests(
     session: Session, tenant_id: str, model_id: str, states: tuple[str, ...]
 ) -> Rows:
     """Union of the training rows of the model's requests in these states: int64[N], sorted."""
-    chosen = select(Request.rows).where(
+    # As bytes: thousands of small sets are joined faster than unpacked.
+    chosen = select(type_coerce(Request.rows, LargeBinary))
+    packed = session.scalars(chosen.where(_takes_rows(tenant_id, model_id, states)))
+    found: Rows = unpack(b"".join(packed))
+    return found
+
+
+def most_rows_of_requests(
+    session: Session, tenant_id: str, model_id: str, states: tuple[str, ...]
+) -> int:
+    """How many rows that union has at most: as many as its parts have together."""
+    size = func.coalesce(func.sum(func.length(Request.rows)), 0)
+    found = session.scalar(select(size).where(_takes_rows(tenant_id, model_id, states)))
+    return int(found or 0) // PACKED.itemsize
+
+
+def _takes_rows(tenant_id: str, model_id: str, states: tuple[str, ...]) -> ColumnElement[bool]:
+    return and_(
         Request.tenant_id == tenant_id,
         Request.model_id == model_id,
         Request.status.in_(states),
         Request.samples_dataset_id.is_(None),
     )
-    return union([*session.scalars(chosen)])
 
 
 def union(sets: list[Any]) -> Rows:

@@ -324,7 +324,8 @@ class Job(Base):
         ),
         ForeignKeyConstraint(["tenant_id", "retry_of_id"], ["jobs.tenant_id", "jobs.id"]),
         Index(None, "status", "run_after"),
-        Index(None, "tenant_id", "model_id", "status"),
+        Index(None, "tenant_id", "status"),
+        Index(None, "tenant_id", "model_id", "status", "join_key"),
     )
 
     tenant_id: Mapped[str] = mapped_column(primary_key=True)

@@ -234,3 +234,10 @@ def test_a_key_gives_no_scope_it_lacks(tenant: Tenant) -> None:
     body = {"name": "k", "scopes": ["models:read"]}
     problem = assert_problem(tenant.call("POST", "/api-keys", json=body), 403, "insufficient_scope")
     assert problem["required_scope"] == "models:read"
+
+
+@pytest.mark.parametrize("nothing", [{}, {"scopes": []}, {"scopes": [], "roles": []}])
+def test_a_new_key_may_do_something(tenant: Tenant, nothing: dict[str, list[str]]) -> None:
+    answer = tenant.call("POST", "/api-keys", json={"name": "k", **nothing})
+    assert_problem(answer, 422, "validation_failed")
+    assert answer.json()["errors"][0]["pointer"] == "/scopes"

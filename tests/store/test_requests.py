@@ -124,6 +124,15 @@ def test_too_small_a_rest_is_refused(sqlite_store: World, model_id: str) -> None
     receive(sqlite_store, model_id, record_ids=nine[:8])
 
 
+def test_records_that_several_requests_name_are_gone_once(
+    sqlite_store: World, model_id: str
+) -> None:
+    eight = [f"r{row}" for row in range(8)]
+    receive(sqlite_store, model_id, record_ids=eight)
+    receive(sqlite_store, model_id, record_ids=eight)
+    assert refusal(sqlite_store, model_id, record_ids=["r8"]).code == "retain_set_too_small"
+
+
 def test_the_rest_counts_what_was_accepted_before(sqlite_store: World, model_id: str) -> None:
     first = receive(sqlite_store, model_id, record_ids=[f"r{row}" for row in range(5)])
     rest = {"record_ids": [f"r{row}" for row in range(5, 10)]}
