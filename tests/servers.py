@@ -31,16 +31,22 @@ BUCKET = "lethe-tests"
 
 
 @pytest.fixture(scope="session")
-def postgres_url(worker_id: str) -> Iterator[str]:
-    """SQLAlchemy URL of a fresh, empty PostgreSQL database, dropped at the end."""
+def postgres_server() -> Iterator[str]:
+    """URL of a PostgreSQL server, as libpq reads it."""
     with ExitStack() as stack:
         try:
             server = LISTENING_POSTGRES
             if _wanted(OWN_SERVERS) or not answers(server):
                 server = stack.enter_context(own_postgres())
-            url = stack.enter_context(database(server, f"lethe_{worker_id}_{uuid.uuid4().hex[:8]}"))
         except (NoServer, OSError, psycopg.Error, subprocess.SubprocessError) as error:
             do_without("PostgreSQL", error)
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """SQLAlchemy URL of a fresh, empty PostgreSQL database, dropped at the end."""
+    with database(postgres_server) as url:
         yield url
 
 
@@ -96,8 +102,9 @@ def do_without(what: str, error: Exception) -> NoReturn:
 
 
 @contextmanager
-def database(server: str, name: str) -> Iterator[str]:
+def database(server: str) -> Iterator[str]:
     """Create a database on ``server`` and drop it with whoever is still connected."""
+    name = f"lethe_{uuid.uuid4().hex[:12]}"
     identifier = sql.Identifier(name)
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(identifier))

@@ -38,10 +38,6 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting
     sessions.upgrade()
     empty()
     yield chosen
-    if not chosen.embedded_database:
-        with sessions.engine().begin() as connection:
-            connection.execute(text("drop schema public cascade"))
-            connection.execute(text("create schema public"))
     sessions.configure(None)
 
 

@@ -11,7 +11,7 @@ from tests import servers
 
 @pytest.mark.postgres
 def test_the_database_is_a_fresh_postgresql_of_our_own(postgres_url: str) -> None:
-    engine = sqlalchemy.create_engine(postgres_url)
+    engine = sqlalchemy.create_engine(postgres_url, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
         (version,) = connection.execute(sqlalchemy.text("SHOW server_version_num")).one()
         assert int(version) >= 150000
@@ -22,7 +22,6 @@ def test_the_database_is_a_fresh_postgresql_of_our_own(postgres_url: str) -> Non
             == 0
         )
         assert str(engine.url.database).startswith("lethe_")
-    engine.dispose()
 
 
 @pytest.mark.redis

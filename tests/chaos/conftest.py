@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
 
 from tests.chaos.rig import Rig, running
-from tests.servers import database
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
-
-
-@pytest.fixture
-def postgres_url(postgres_url: str) -> Iterator[str]:
-    """SQLAlchemy URL of an empty database beside the session's."""
-    server = make_url(postgres_url).set(drivername="postgresql", database="postgres")
-    with database(
-        server.render_as_string(hide_password=False), f"lethe_chaos_{uuid.uuid4().hex[:8]}"
-    ) as url:
-        yield url
 
 
 @pytest.fixture(params=BOTH)

@@ -73,7 +73,7 @@ def test_the_database_is_stopped_at_once(tmp_path: Path, redis_url: str) -> None
     with (
         own_postgres() as url,
         Restartable(url) as server,
-        database(url, "lethe_chaos") as made,
+        database(url) as made,
         running(tmp_path, made, redis_url, quick=True) as rig,
     ):
         rig.world.most = 1

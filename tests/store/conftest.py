@@ -18,7 +18,7 @@ from app.store import session as sessions
 from app.store.session import transaction
 from app.store.tables import Base
 from tests import factories
-from tests.servers import postgres_url  # noqa: F401  # a fixture
+from tests.servers import database
 
 PEPPER = "p" * 40
 ROLES = Path(__file__).resolve().parents[2] / "docs/postgres-roles.sql"
@@ -41,17 +41,17 @@ def settings_of(folder: Path, url: str = "", **over: object) -> Settings:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(
-    postgres_url: str,  # noqa: F811  # the fixture imported above
-    tmp_path_factory: pytest.TempPathFactory,
-) -> str:
+    postgres_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """URL of a migrated PostgreSQL database."""
-    sessions.configure(settings_of(tmp_path_factory.mktemp("postgres"), postgres_url))
-    sessions.upgrade()
-    with transaction() as session:  # a crash of the server in the middle of a test is not tested
-        name = session.scalar(text("select current_database()"))
-        session.execute(text(f'alter database "{name}" set synchronous_commit = off'))
-    sessions.configure(None)
-    return postgres_url
+    with database(postgres_server) as url:
+        sessions.configure(settings_of(tmp_path_factory.mktemp("postgres"), url))
+        sessions.upgrade()
+        with transaction() as session:  # a crash of the server in mid-test is not tested
+            name = session.scalar(text("select current_database()"))
+            session.execute(text(f'alter database "{name}" set synchronous_commit = off'))
+        sessions.configure(None)
+        yield url
 
 
 @pytest.fixture(scope="session")
