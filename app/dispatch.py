@@ -19,6 +19,8 @@ from app.store.failpoints import failpoint
 
 SWEEP_SECONDS = 60.0
 """How often the uploads in this process's data folder are looked through."""
+RESTS = 4.0
+"""A pass over a long queue takes long; so much longer it rests, whatever nudges it meanwhile."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,12 +51,14 @@ class Dispatcher:
 
     def _run(self) -> None:
         while not self._closing.is_set():
+            begun = time.monotonic()
             try:
                 self._sweep_uploads()
                 dispatch()
                 _note_key_uses()
             except Exception as error:  # noqa: BLE001  # whatever is away, the next pass tries again
                 _log.warning("dispatch_failed", error=type(error).__name__)
+            self._closing.wait(min(RESTS * (time.monotonic() - begun), self._seconds))
             bell.nudged.wait(self._seconds)
             bell.nudged.clear()
 

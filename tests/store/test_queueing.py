@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import update
@@ -168,6 +169,39 @@ def test_a_nudge_wakes_the_dispatcher(store: World, line: Line) -> None:
         bell.nudge()
     dispatcher.stop()
     assert line.rung == [job_id]
+
+
+class Rests(threading.Event):
+    """Notes how long is waited, waits for nothing, and is set after the third time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout)
+        if len(self.seconds) == 3:
+            self.set()
+        return self.is_set()
+
+
+def test_after_a_long_pass_it_rests_whatever_nudges_it(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, lasting = 0.0, iter([0.001, 0.1, 50.0])
+
+    def slow_pass() -> None:
+        nonlocal now
+        now += next(lasting)
+        bell.nudge()
+
+    monkeypatch.setattr(dispatch, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(dispatch, "dispatch", slow_pass)
+    dispatcher = dispatch.Dispatcher(store.settings.model_copy(update={"dispatch_seconds": 2.0}))
+    rests = dispatcher._closing = Rests()
+    dispatcher.start()
+    dispatcher._thread.join(30)
+    assert rests.seconds == pytest.approx([0.004, 0.4, 2.0])
 
 
 def test_bytes_of_ended_uploads_are_removed(store: World, line: Line) -> None:
