@@ -9,13 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .data import Augmentation
 from .device import Precision
+from .registry import require_name
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class SGD(_Part):
+class _Choice(_Part):
+    model_config = ConfigDict(json_schema_extra=require_name)
+
+
+class SGD(_Choice):
     """Stochastic gradient descent."""
 
     name: Literal["sgd"] = "sgd"
@@ -31,7 +36,7 @@ class SGD(_Part):
         return self
 
 
-class AdamW(_Part):
+class AdamW(_Choice):
     """Adam with decoupled weight decay."""
 
     name: Literal["adamw"] = "adamw"
@@ -41,13 +46,13 @@ class AdamW(_Part):
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled decay per unit of rate.")
 
 
-class Constant(_Part):
+class Constant(_Choice):
     """The same rate throughout."""
 
     name: Literal["constant"] = "constant"
 
 
-class MultiStep(_Part):
+class MultiStep(_Choice):
     """A rate that drops at the start of given epochs."""
 
     name: Literal["multistep"] = "multistep"
@@ -57,14 +62,14 @@ class MultiStep(_Part):
     gamma: float = Field(0.1, gt=0, le=1, description="Factor of each drop.")
 
 
-class Cosine(_Part):
+class Cosine(_Choice):
     """A linear warm-up, then half a cosine down to zero."""
 
     name: Literal["cosine"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1, description="Fraction of all steps that warm up.")
 
 
-class OneCycle(_Part):
+class OneCycle(_Choice):
     """Half a cosine up to the peak, half a cosine down to almost nothing."""
 
     name: Literal["one_cycle"] = "one_cycle"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter
 from .errors import UnknownName
 
 
-def _require_name(schema: dict[str, Any]) -> None:
+def require_name(schema: dict[str, Any]) -> None:
     """Say what unions ask for: a name chooses the variant, though each knows its own."""
     schema["required"] = ["name", *(each for each in schema.get("required", []) if each != "name")]
 
@@ -24,7 +24,7 @@ class Config(BaseModel):
     """Options of one variant: frozen, no unknown fields, every field described and bounded."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_require_name
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=require_name
     )
 
     name: str

@@ -171,6 +171,18 @@ def test_generators_of_clients_can_read_every_shape() -> None:
     assert schedule["description"].endswith('Default: `{"name": "constant"}`.')
 
 
+def test_what_a_name_chooses_requires_the_name() -> None:
+    variants = [s for s in DOCUMENT["components"]["schemas"].values() if "const" in named(s)]
+    assert len(variants) > 60
+    for schema in variants:
+        assert "name" in schema["required"], schema["title"]
+
+
+def named(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a schema says of its field ``name``."""
+    return dict(schema.get("properties", {}).get("name", {}))
+
+
 def test_references_resolve() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     text = json.dumps(DOCUMENT)

@@ -475,3 +475,7 @@ def test_sources_that_do_not_do(tenant: Tenant, other: Tenant) -> None:
     source = {"type": "upload", "id": unfinished}
     answer = tenant.upload("/datasets", files.parquet(), {"name": "d", "source": source})
     assert_problem(answer, 422, "source_redundant", scratch=tenant.scratch)
+
+
+def test_who_has_no_key_learns_nothing_of_versions(tenant: Tenant) -> None:
+    assert_problem(tenant.http.post("/uploads"), 401, "unauthenticated")

@@ -215,3 +215,28 @@ def test_unknown_query_parameter(tenant: Tenant) -> None:
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "status=asleep", "model=1"])
 def test_wrong_query_parameter(tenant: Tenant, query: str) -> None:
     assert_problem(tenant.get(f"/unlearn-requests?{query}"), 400, "invalid_parameter")
+
+
+@pytest.mark.parametrize("hours", ["2", "2.0", "0.2e1"])
+def test_a_whole_number_is_an_integer_however_it_is_written(tenant: Tenant, hours: str) -> None:
+    (key,) = tenant.get("/api-keys").json()["data"]
+    answer = tenant.call(
+        "POST",
+        f"/api-keys/{key['id']}/rotate",
+        content=f'{{"overlap_hours": {hours}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 201, answer.text
+
+
+def test_a_broken_number_is_no_integer(tenant: Tenant) -> None:
+    (key,) = tenant.get("/api-keys").json()["data"]
+    answer = tenant.call("POST", f"/api-keys/{key['id']}/rotate", json={"overlap_hours": 2.5})
+    assert_problem(answer, 422, "validation_failed")
+
+
+def test_only_methods_of_the_route_itself_are_allowed(tenant: Tenant) -> None:
+    """Not those of ``/unlearners/{name}``, which the path fits, too."""
+    answer = tenant.call("PUT", "/unlearners/recommend")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"

@@ -14,26 +14,16 @@ from torch import nn
 
 from core import weights
 from core.checkpoints import Interrupted, Keeper
-from core.data import Preprocessing, Records
+from core.data import Records
 from core.recipe import Recipe
 from core.training import fit
-from tests.core.test_training import CPU, blobs, perceptron, recipe
+from tests.core.test_training import CPU, blobs, images, perceptron, recipe
 
 OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
     {"name": "adamw", "lr": 0.01},
 ]
 RECORDS = 30
-
-
-def images(count: int) -> Records:
-    draw = torch.Generator().manual_seed(1)
-    return Records(
-        images=torch.randint(0, 255, (count, 3, 8, 8), generator=draw, dtype=torch.uint8),
-        labels=torch.randint(0, 3, (count,), generator=draw),
-        rows=torch.arange(count),
-        preprocessing=Preprocessing(height=8, width=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3),
-    )
 
 
 class Wobbly(nn.Module):

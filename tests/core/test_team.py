@@ -14,14 +14,14 @@ from torch import nn
 
 from core import batchnorm, networks, weights
 from core.checkpoints import Interrupted
-from core.data import Preprocessing, Records
+from core.data import Records
 from core.errors import Diverged, OutOfTime, ProcessDied
 from core.recipe import Recipe
 from core.registry import Config
 from core.team import Team
 from core.training import fit
 from tests.core.test_checkpoints import Stopper, keeper_of
-from tests.core.test_training import CPU, blobs, perceptron, recipe
+from tests.core.test_training import CPU, blobs, images, perceptron, recipe
 
 VIT = {
     "name": "vit",
@@ -36,16 +36,6 @@ RESNET = {"name": "resnet20", "in_channels": 3, "num_classes": 3}
 
 def described(raw: dict[str, Any]) -> Config:
     return networks.parse(raw)
-
-
-def images(count: int) -> Records:
-    draw = torch.Generator().manual_seed(1)
-    return Records(
-        images=torch.randint(0, 255, (count, 3, 8, 8), generator=draw, dtype=torch.uint8),
-        labels=torch.randint(0, 3, (count,), generator=draw),
-        rows=torch.arange(count),
-        preprocessing=Preprocessing(height=8, width=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3),
-    )
 
 
 def train(raw: dict[str, Any], records: Records, how: Recipe, size: int, **more: Any) -> nn.Module:

@@ -34,6 +34,17 @@ CIFAR_RECIPE = {
 }
 
 
+def images(count: int) -> Records:
+    """Colour images of three classes with nothing to learn in them."""
+    draw = torch.Generator().manual_seed(1)
+    return Records(
+        images=torch.randint(0, 255, (count, 3, 8, 8), generator=draw, dtype=torch.uint8),
+        labels=torch.randint(0, 3, (count,), generator=draw),
+        rows=torch.arange(count),
+        preprocessing=Preprocessing(height=8, width=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3),
+    )
+
+
 def blobs(count: int, seed: int = 0) -> Records:
     draw = torch.Generator().manual_seed(seed)
     return Records(
