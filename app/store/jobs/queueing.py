@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, update
@@ -46,13 +47,13 @@ def next_ids(session: Session, needs: Collection[Need]) -> list[str]:
 
     As many as all living workers could take just now, so that each finds one that is left.
     """
-    turns = _in_turn(Job.kind.in_(kinds_of(needs))).limit(_window(session))
+    turns = _in_turn(kinds_of(needs)).limit(_window(session))
     return [*session.scalars(turns)]
 
 
-def kinds_of(needs: Collection[Need]) -> list[str]:
+def kinds_of(needs: Collection[Need]) -> tuple[str, ...]:
     """Return the kinds of jobs that a worker does which can do these."""
-    return [kind for kind, need in NEEDS.items() if need in needs]
+    return tuple(kind for kind, need in NEEDS.items() if need in needs)
 
 
 def _window(session: Session) -> int:
@@ -65,8 +66,9 @@ def needs_of(session: Session, job_ids: Collection[str]) -> dict[str, Need]:
     return {job_id: NEEDS[kind] for job_id, kind in session.execute(chosen)}
 
 
-def _in_turn(*conditions: ColumnElement[bool]) -> Select[Any]:
-    """Due jobs, the first of each model, in the order of their turns."""
+@cache  # to put it together takes longer than to run it
+def _in_turn(kinds: tuple[str, ...] | None = None) -> Select[Any]:
+    """Due jobs of all or some kinds, the first of each model, in the order of their turns."""
     lane = func.coalesce(Job.model_id, Job.id)
     merit = (
         case((Job.kind.in_(EVIDENCE_KINDS), 1), else_=0),
@@ -78,7 +80,7 @@ def _in_turn(*conditions: ColumnElement[bool]) -> Select[Any]:
     place = func.row_number().over(partition_by=lane, order_by=merit).label("place")
     may_run = (
         select(Job.id, Job.tenant_id, Job.dispatched_at, rank, place)
-        .where(is_due(), *conditions)
+        .where(is_due(), *([] if kinds is None else [Job.kind.in_(kinds)]))
         .subquery()
     )
     other = aliased(Job)
@@ -110,6 +112,7 @@ def stamp_dispatched(session: Session, job_ids: Iterable[str]) -> None:
     )
 
 
+@cache
 def is_due() -> ColumnElement[bool]:
     """Whether a job may run now: queued, not put off, its inputs there, its model free."""
     other = aliased(Job)
