@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .data import Records
-from .errors import Infeasible
+from .errors import Infeasible, MissingEvidence
 from .scores import gather
 
 LAYERS = (nn.Linear, _ConvNd)
@@ -38,6 +38,7 @@ def penultimate(
 
     Raises:
         Infeasible: if the network has no classifier.
+        MissingEvidence: if a feature is not finite.
     """
     found: list[Tensor] = []
 
@@ -50,4 +51,6 @@ def penultimate(
     finally:
         hook.remove()
     features = torch.cat(found).clone()
+    if not bool(torch.isfinite(features).all()):
+        raise MissingEvidence("some features are not finite")
     return features.flatten(2).mean(dim=2) if features.ndim > 2 else features

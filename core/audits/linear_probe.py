@@ -21,9 +21,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..classifier import penultimate
 from ..data import Records
 from ..errors import MissingEvidence
-from ..features import penultimate
 from ..findings import Finding
 from ..intervals import Estimate, auc_interval
 from ..problem import Evidence
@@ -59,13 +59,7 @@ def linear_probe(evidence: Evidence, config: LinearProbeConfig) -> list[Finding]
     def probe(model: nn.Module) -> Estimate:
         evidence.check_time()
         first, second = (
-            penultimate(
-                model,
-                records,
-                num_classes=evidence.num_classes,
-                batch_size=evidence.batch_size,
-                device=evidence.device,
-            )
+            penultimate(model, records, batch_size=evidence.batch_size, device=evidence.device)
             for records in (forgotten, others)
         )
         return probe_auc(first, second, config)

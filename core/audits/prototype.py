@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..classifier import penultimate
 from ..data import Records
 from ..determinism import generator
 from ..errors import MissingEvidence
-from ..features import penultimate
 from ..findings import Finding
 from ..intervals import Estimate, proportion
 from ..problem import Evidence
@@ -62,11 +62,7 @@ def prototype(evidence: Evidence, config: PrototypeConfig) -> list[Finding]:
 
         def features(records: Records) -> Tensor:
             return penultimate(
-                model,
-                records,
-                num_classes=evidence.num_classes,
-                batch_size=evidence.batch_size,
-                device=evidence.device,
+                model, records, batch_size=evidence.batch_size, device=evidence.device
             )
 
         values = features(asked)

@@ -4,6 +4,7 @@ Source classes 0 and 1 lie apart where the target's classes do. Classes 2 and 3 
 and compete for a hidden layer of one unit.
 """
 
+import copy
 from functools import lru_cache
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from core import networks, weights
 from core.classifier import classifier, penultimate
 from core.data import Records
-from core.errors import Infeasible, InvalidInput
+from core.errors import Infeasible, InvalidInput, MissingEvidence
 from core.recipe import SGD, Recipe
 from core.training import fit
 from core.transfer import Source, drop_classes, linear_probe, rank_classes, transfer
@@ -76,6 +77,13 @@ def test_features_of_a_convolutional_classifier_are_averaged():
     data = records(torch.rand(5, 1, 6, 6), torch.zeros(5, dtype=torch.int64))
     found = penultimate(model, data, **batching())
     assert found.shape == (5, 4)
+
+
+def test_features_that_are_no_numbers_are_no_evidence():
+    model = copy.deepcopy(source().model)
+    torch.nn.init.constant_(model[1].weight, torch.nan)
+    with pytest.raises(MissingEvidence, match="not finite"):
+        penultimate(model, target(4, 0), **batching())
 
 
 def test_a_network_without_layers_has_no_classifier():

@@ -6,13 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from core.audits import audits, run_chosen
 from core.audits.linear_probe import LinearProbeConfig, probe_auc
 from core.audits.relearn_time import RelearnTimeConfig, _against_unseen, known, steps_to_learn
-from core.errors import MissingEvidence, OutOfTime
-from core.features import head_of, penultimate
+from core.errors import OutOfTime
 from core.scores import gather
 from tests.core import cases
 from tests.worlds import CPU, digits_world, gaussian_world, trained
@@ -116,18 +114,6 @@ def test_a_long_audit_stops_when_its_time_is_spent(name):
     given = cases.evidence(world(), world().fresh(), cases.first(world(), 60), check_time=stop)
     with pytest.raises(OutOfTime):
         run(name, given)
-
-
-def test_penultimate_features_are_the_inputs_of_the_head():
-    model = trained(world())
-    features = penultimate(model, world().holdout, num_classes=4, batch_size=50, device=CPU)
-    head = head_of(model, 4)
-    with torch.no_grad():
-        logits = features @ head.weight.T + head.bias
-    expected = gather(model, world().holdout, batch_size=50, device=CPU)
-    assert torch.allclose(logits, expected, atol=1e-5)
-    with pytest.raises(MissingEvidence, match="linear layer"):
-        head_of(nn.Conv2d(3, 4, 1), 4)
 
 
 def test_a_probe_reads_what_is_there_and_nothing_else():
