@@ -21,7 +21,7 @@ from .policies import Policy, Purpose, Selector
 from .problem import BatchNormPolicy
 from .recipe import Recipe
 from .report import Report, no_report
-from .rungs import Case, attempt
+from .rungs import Case, attempt, reason_to_skip
 from .team import team_size
 from .unlearners import UnlearnerOptions, unlearners
 
@@ -162,7 +162,9 @@ def climb(case: Case, ladder: list[UnlearnerOptions]) -> tuple[list[Rung], nn.Mo
     for index, config in enumerate(ladder[len(tried) :], len(tried)):
         if case.keeper is not None:
             case.keeper.turn_to(f"{case.keeper.notes['job']} rung {index}")
-        rung, model = attempt(case, config, index, len(ladder))
+        exact = [later for later in ladder[index + 1 :] if later.is_exact]
+        follows = any(reason_to_skip(case, later) is None for later in exact)
+        rung, model = attempt(case, config, index, len(ladder), exact_follows=follows)
         tried.append(rung)
         if model is not None:
             return tried, model

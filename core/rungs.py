@@ -34,6 +34,7 @@ from .roles import positions, sample
 from .scores import change, gather
 from .team import Team
 from .unlearners import Need, UnlearnerOptions, unlearners
+from .verdicts import ENOUGH_POWER
 
 RETAIN_SAMPLE = 5000
 """Retained records that audits look at."""
@@ -101,11 +102,12 @@ class Case:
 
 
 def attempt(
-    case: Case, config: UnlearnerOptions, index: int, of: int
+    case: Case, config: UnlearnerOptions, index: int, of: int, *, exact_follows: bool = False
 ) -> tuple[Rung, nn.Module | None]:
     """Try one rung; return what was measured, and the model if it may be published.
 
-    An unlearner that raises a CoreError makes the rung ``errored``, with the reason.
+    An unlearner that raises a CoreError makes the rung ``errored``, with the reason. Where an
+    exact rung follows that can be tried, one that no model could pass is skipped.
     """
     told = {"index": index, "of": of, "method": config.name}
     rung = Rung(
@@ -115,7 +117,11 @@ def attempt(
         status="skipped",
         reason="",
     )
-    if reason := _reason_to_skip(case, config):
+    asked = time.monotonic()
+    reason = reason_to_skip(case, config)
+    if reason is None and exact_follows:
+        reason = _reason_to_despair(case, config, told)
+    if reason is not None:
         return rung.model_copy(update={"reason": reason}), None
     tried: list[dict[str, Any]] = []
     team = Team(case.processes, case.description)
@@ -129,18 +135,24 @@ def attempt(
         failed: dict[str, Any] = {"status": "errored", "reason": f"{error.code}: {error}"}
         failed |= {"tried": tried, "processes": team.summary()}
         return rung.model_copy(update={**failed, "seconds": time.monotonic() - start}), None
-    timing = {"seconds": middle - start, "audit_seconds": time.monotonic() - middle}
+    audited = start - asked + time.monotonic() - middle
+    timing = {"seconds": middle - start, "audit_seconds": audited}
     rung = rung.model_copy(update={"tried": tried, "processes": team.summary(), **timing})
     return rung, model if rung.status == "published" else None
 
 
 def gather_evidence(case: Case, model: nn.Module, told: dict[str, Any] | None) -> Evidence:
-    """Compute the logits of parent, oracles and candidate, each once, for all audits and gates."""
+    """Compute the logits of parent, oracles and candidate, each once, for all audits and gates.
+
+    The candidate may be the parent itself.
+    """
     records = case.audited()
     oracles = {"oracle" if n == 1 else f"oracle_{n}": m for n, m in enumerate(case.oracles, 1)}
     fixed = {"before": case.parent, **oracles}
-    todo = {name: m for name, m in fixed.items() if name not in case.known} | {"after": model}
-    share = 0.9 / len(todo) / sum(len(r) for r in records.values())
+    todo = {name: m for name, m in fixed.items() if name not in case.known}
+    if model is not case.parent:
+        todo["after"] = model
+    share = 0.9 / max(1, len(todo)) / sum(len(r) for r in records.values())
     spent = 0.0
     scores = dict(case.known)
     for name, which in todo.items():
@@ -152,6 +164,7 @@ def gather_evidence(case: Case, model: nn.Module, told: dict[str, Any] | None) -
             )
             spent += share * len(chosen)
     case.known.update({name: scores[name] for name in fixed})
+    scores.setdefault("after", scores["before"])
     return Evidence(
         before=case.parent,
         after=model,
@@ -185,7 +198,8 @@ def _references(case: Case) -> References | None:
         return None  # the per-record audits say what is missing
 
 
-def _reason_to_skip(case: Case, config: UnlearnerOptions) -> str | None:
+def reason_to_skip(case: Case, config: UnlearnerOptions) -> str | None:
+    """Why a rung can't be tried in this case; None if it can."""
     missing: dict[Need, str | None] = {
         "retain": None if case.retain is not None else "no training record stays",
         "recipe": None if case.recipe is not None else "no recipe was registered with the model",
@@ -203,6 +217,15 @@ def _reason_to_skip(case: Case, config: UnlearnerOptions) -> str | None:
     if not config.is_exact and case.policy == "exact":
         return "the exact policy tries exact rungs only"
     return None
+
+
+def _reason_to_despair(case: Case, config: UnlearnerOptions, told: dict[str, Any]) -> str | None:
+    """Why a gate that must pass could not, whatever the unlearner did: nobody need wait for it."""
+    if config.is_exact or case.policy == "fast":
+        return None
+    of_parent = gather_evidence(case, case.parent, told)
+    needed = [g for g in forgetting(of_parent, exact=False) if g.role == "must_pass"]
+    return next((g.reason for g in needed if (g.power or 0.0) < ENOUGH_POWER), None)
 
 
 def _run(

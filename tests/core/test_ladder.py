@@ -60,7 +60,7 @@ def run(files, tmp_path):
             "requests": {"req_a": FORGET},
             "selector": "records",
             "forget_classes": [],
-            "policy": "standard",
+            "policy": "fast",
             "ladder": [{"name": "fine_tune", "epochs": 1}, RETRAIN],
             "seed": 7,
             "batch_size": 64,
@@ -120,6 +120,21 @@ def test_a_refused_rung_is_kept_and_the_next_one_is_published(run, tmp_path):
             assert sum(shares) == pytest.approx(1.0)
     assert result["reason"] == published["reason"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_what_no_model_could_pass_is_not_waited_for(run, register):
+    forbidden = register(lambda problem, config: 1 / 0)
+    result = run(policy="standard", ladder=[forbidden, forbidden, RETRAIN])
+    assert statuses(result) == [("sabotage", "skipped")] * 2 + [("retrain", "published")]
+    reason = result["rungs"][0]["reason"]
+    assert "no power with 60 records" in reason
+    assert "even a perfect model would pass with probability 0.00" in reason
+
+
+def test_what_no_model_could_pass_is_tried_where_nothing_exact_follows(run, register):
+    rung = register(lambda problem, config: problem.model)
+    result = run(policy="standard", ladder=[rung, RETRAIN, rung], recipe=None)
+    assert [status for _, status in statuses(result)] == ["errored", "skipped", "errored"]
 
 
 def test_the_digest_is_that_of_the_file_and_the_file_is_the_model(run, tmp_path):
