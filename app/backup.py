@@ -62,7 +62,7 @@ class Manifest(BaseModel):
     database: Entry
     blobs: list[Entry]
     missing: list[str]
-    """Blobs that a row of the dump may name and that were not there."""
+    """Blobs that a row of the dump may name and that were not there, or were damaged."""
 
 
 class Refused(Exception):
@@ -130,7 +130,7 @@ def _create(given: argparse.Namespace) -> int:
     _write(folder / MANIFEST, manifest.model_dump_json(indent=1))
     sys.stdout.write(f"{len(manifest.blobs)} blobs and the database, in {folder}\n")
     for key in missing:
-        sys.stderr.write(f"missing in the storage: {key}\n")
+        sys.stderr.write(f"missing in the storage, or damaged there: {key}\n")
     return 1 if missing else 0
 
 
@@ -207,10 +207,17 @@ def _refuse_full(file: Path) -> None:
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite != (file.suffix == ".sqlite"):
         raise Refused("the backup is of another kind of database")
-    if is_sqlite and Path(str(url.database)).exists():
-        raise Refused(f"{url.database} is there; restore into an empty place")
+    # A journal that was left beside a database which was removed would be played into the new one.
+    there = [each for each in _with_journals(Path(str(url.database))) if each.exists()]
+    if is_sqlite and there:
+        raise Refused(f"{there[0]} is there; restore into an empty place")
     if not is_sqlite and inspect(engine()).get_table_names():
         raise Refused("the database is not empty")
+
+
+def _with_journals(file: Path) -> list[Path]:
+    """Return a SQLite database and the files beside it that belong to it."""
+    return [file, *(file.with_name(f"{file.name}-{end}") for end in ("wal", "shm", "journal"))]
 
 
 @contextmanager
@@ -222,6 +229,8 @@ def _restored(file: Path) -> Iterator[None]:
         target = Path(str(url.database))
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = target.with_name(f"{target.name}.restoring")
+        for left in _with_journals(draft):
+            left.unlink(missing_ok=True)
         shutil.copyfile(file, draft)
         configure(chosen.model_copy(update={"database_url": f"sqlite+pysqlite:///{draft}"}))
         try:
@@ -260,7 +269,7 @@ def _named() -> set[str]:
 
 
 def _copy_all(keys: set[str], entries: dict[str, Entry | None], folder: Path) -> None:
-    """Copy blobs, and enter what became of each: None if it is missing."""
+    """Copy blobs, and enter what became of each: None if it is missing or damaged."""
     for key in sorted(keys):
         try:
             entries[key] = _copy_out(key, folder / "blobs" / key, folder)
@@ -275,6 +284,10 @@ def _copy_out(key: str, target: Path, folder: Path) -> Entry:
         for chunk in opened.chunks(0, opened.size):
             hasher.update(chunk)
             file.write(chunk)
+    if opened.digest not in (None, hasher.hexdigest()):
+        # A copy with a digest of its own would hide the damage for good.
+        target.unlink()
+        raise BlobMissing(key)
     path = target.relative_to(folder).as_posix()
     return Entry(path=path, size=opened.size, sha256=hasher.hexdigest())
 

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import func, select, text, update
 
 from app import backup
 from app.settings import Settings
@@ -196,6 +198,25 @@ def test_a_restore_that_fails_leaves_no_database(small: Path, tmp_path: Path) ->
     assert (other.data_dir / "lethe.db").exists()
 
 
+@pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal"])
+def test_a_restore_goes_only_where_nothing_of_a_database_is_left(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    other = Settings(data_dir=tmp_path / "other", database_url="", pepper=PEPPER)
+    sessions.configure(other)
+    other.data_dir.mkdir()
+    left = other.data_dir / f"lethe.db{end}"
+    left.write_bytes(b"journal of another database")
+    assert backup.main(["restore", str(small), "--tombstones", "none"]) == 1
+    assert f"{left} is there" in capsys.readouterr().err
+    left.unlink()
+    (other.data_dir / f"lethe.db.restoring{end}").write_bytes(b"of a restore that was killed")
+    assert backup.main(["restore", str(small), "--tombstones", "none"]) == 0
+    with reading() as session:
+        assert session.scalar(select(func.count()).select_from(tables.Dataset)) == 1
+    assert not list(other.data_dir.glob("*.restoring*"))
+
+
 def test_what_cannot_be_replayed_is_told(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +282,32 @@ def test_a_restore_that_fails_says_what_it_leaves(
         patch.setattr(backup, "upgrade", away)
         assert backup.main(command) == 1, "blobs came first: the database was empty still"
     assert "Drop it" in capsys.readouterr().err
+
+
+def test_a_damaged_blob_is_told_and_not_laundered(
+    tmp_path: Path,
+    migrated: Path,
+    s3_settings: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "data").mkdir()
+    shutil.copy(migrated, tmp_path / "data" / "lethe.db")
+    given = {"data_dir": tmp_path / "data", "database_url": "", "pepper": PEPPER}
+    sessions.configure(Settings.model_validate(given | s3_settings))
+    try:
+        with transaction() as session:
+            factories.a_dataset(session, factories.a_tenant(session))
+        write_bytes()
+        ((key, _),) = blobs().keys()
+        bucket: Any = blobs()
+        kept = {"sha256": bucket.open(key).digest}
+        obstore.put(bucket._store, key, b"other bytes", attributes=kept)
+        assert backup.main(["create", str(tmp_path / "backup")]) == 1
+        assert f"damaged there: {key}" in capsys.readouterr().err
+        copied = (tmp_path / "backup" / "blobs").rglob("*")
+        assert not [file for file in copied if file.is_file()]
+    finally:
+        sessions.configure(None)
 
 
 def test_a_missing_blob_is_told(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,21 @@
 """``python -m worker.alive``: whether a worker of this machine lives, and hears its bell.
 
 The health check of a worker container; it exits with 1 if not. A worker says that it lives whenever
-its sweeper passes, so this sees a dead process, a dead thread and a lost database. It also sees a
-worker that sweeps but does nothing: jobs that it can do are rung again and again, and it claims
-none. While the broker is away nothing is rung, so that is no reason to start workers anew.
+its sweeper passes, so this sees a dead process and a dead thread. It also sees a worker that sweeps
+but does nothing: jobs that it can do are rung again and again, and it claims none. While the broker
+is away nothing is rung, so that is no reason to start workers anew. Neither is a database that is
+away: jobs at work outlive that, so then it is enough that a sweeper still tries.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
+import time
+from pathlib import Path
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.store import clock, workers
 from app.store.figures import seconds
@@ -25,11 +29,31 @@ DEAF_SECONDS = 180.0
 HEARD_SECONDS = 10.0
 """A ring that is younger may not have been heard yet."""
 
+ROUND_SECONDS = 60.0
+"""How long a sweeper that lives may take for a round, a database that does not answer included."""
+
 
 def alive(host: str) -> bool:
     """Whether a worker on ``host`` is among the living."""
     with reading() as session:
         return any(worker.id.startswith(f"{host}-") for worker in workers.live(session))
+
+
+def went_round() -> None:
+    """Note that a sweeper of this machine begins a round."""
+    _rounds().touch()
+
+
+def goes_round() -> bool:
+    """Whether a sweeper of this machine began a round lately."""
+    try:
+        return time.time() - _rounds().stat().st_mtime < ROUND_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _rounds() -> Path:
+    return settings().data_dir / "sweeper.round"
 
 
 def deaf(names: str) -> bool:
@@ -57,4 +81,8 @@ def deaf(names: str) -> bool:
 
 if __name__ == "__main__":
     here = socket.gethostname()
-    sys.exit(not alive(here) or deaf(f"{here}-"))
+    try:
+        ill = not alive(here) or deaf(f"{here}-")
+    except SQLAlchemyError:
+        ill = not goes_round()
+    sys.exit(ill)

@@ -23,17 +23,21 @@ def memory() -> int | None:
     if settings().device == "cpu" or not _has_accelerator():
         return settings().max_runner_bytes or limits.most_memory()
     # In a process of its own, because the worker itself never loads torch.
-    asked = subprocess.run(  # noqa: S603  # our own interpreter and module
-        [sys.executable, "-P", "-m", "core.device", settings().device],
-        cwd=Path(__file__).resolve().parent.parent,
-        env={
-            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-            **accelerator_environment(),
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=_SECONDS,
-    )
+    try:
+        asked = subprocess.run(  # noqa: S603  # our own interpreter and module
+            [sys.executable, "-P", "-m", "core.device", settings().device],
+            cwd=Path(__file__).resolve().parent.parent,
+            env={
+                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+                **accelerator_environment(),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        _log.warning("accelerator_memory_unknown", status=None)
+        return None
     if asked.returncode or not asked.stdout.strip().isdecimal():
         _log.warning("accelerator_memory_unknown", status=asked.returncode)
         return None

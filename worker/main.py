@@ -8,6 +8,8 @@ happens to the process after that, the lease recovers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import structlog
@@ -50,6 +52,20 @@ class _Helpers:
 _running: list[_Helpers] = []
 
 
+def _or_end(handler: Callable[..., None]) -> Callable[..., None]:
+    """Have an error end the process: Celery would log it and work on without what is missing."""
+
+    @wraps(handler)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            handler(*args, **options)
+        except Exception:  # noqa: BLE001  # Celery hides whatever a handler raises
+            _log.exception("worker_not_started")
+            raise SystemExit(1) from None
+
+    return guarded
+
+
 @setup_logging.connect
 def set_up_logs(**_: object) -> None:
     """Log and trace like every other process; Celery's own options for logs have no effect."""
@@ -58,6 +74,7 @@ def set_up_logs(**_: object) -> None:
 
 
 @worker_init.connect
+@_or_end
 def refuse_to_start(sender: Any, **_: object) -> None:
     """Refuse a pool of several jobs, a database of another age, and too thin a sandbox."""
     if sender.pool_cls.__module__ != "celery.concurrency.solo":
@@ -68,6 +85,7 @@ def refuse_to_start(sender: Any, **_: object) -> None:
 
 
 @worker_ready.connect
+@_or_end
 def open_station(**_: object) -> None:
     """Start the threads and the first spare runner."""
     here = station()

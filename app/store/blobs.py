@@ -42,6 +42,8 @@ class Opened(Protocol):
     """Bytes that can be read in ranges, until the end of its ``with`` block."""
 
     size: int
+    digest: str | None
+    """SHA-256 that the store keeps with the bytes, in hex; None where it keeps none."""
 
     def __enter__(self) -> Self:
         """Return this."""
@@ -145,6 +147,7 @@ class Folder(Blobs):
         """Move a scratch file under ``key``: fsync, then a link that never replaces anything."""
         target = self.path(key)
         _make_folders(target.parent, self.root)
+        os.utime(path)  # a link is as old as its bytes, and old bytes without a row are garbage
         _sync(path)
         failpoint("blob.before_rename")
         try:
@@ -205,6 +208,7 @@ class _File:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.digest: str | None = None
         self.size = os.fstat(file.fileno()).st_size
 
     def __enter__(self) -> Self:

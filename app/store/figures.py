@@ -258,9 +258,7 @@ FIGURES = (
     Figure("jobs_due", "Queued jobs that could run at once.", (), _due),
     Figure("oldest_job_seconds", "Age of the oldest unfinished job.", ("status",), _oldest),
     Figure("dispatch_lag_seconds", "Longest that a due job has not been rung for.", (), _lag),
-    Figure(
-        "attempts_total", "Attempts at jobs, counted at claim.", (), _sum(Job.attempts), "counter"
-    ),
+    Figure("attempts_total", "Attempts at jobs, counted at claim.", (), _sum(Job.epoch), "counter"),
     Figure(
         "runner_deaths_total",
         "Attempts whose runner ended without a last word, or whose bytes were missing.",

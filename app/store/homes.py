@@ -43,7 +43,7 @@ class Home:
 
     def close(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self.path)
+        _remove(self.path)
         self._lock.close()
 
 
@@ -58,8 +58,22 @@ def remove_leftovers(data_dir: Path) -> int:
         # Held: its process lives. Not there any more: another process was faster, or its owner.
         with contextlib.suppress(BlockingIOError, FileNotFoundError), lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent)
+            try:
+                _remove(lock.parent)
+            except OSError as error:
+                _log.warning("scratch_leftover_kept", error=type(error).__name__)
+                continue
             removed += 1
     if removed:
         _log.info("scratch_leftovers_removed", folders=removed)
     return removed
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its lock last: what a cut leaves of it is found again."""
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        elif each.name != _LOCK:
+            each.unlink()
+    shutil.rmtree(folder)

@@ -77,7 +77,8 @@ def remove(tenant_id: str, upload_id: str) -> None:
 def free_bytes() -> int:
     """How many bytes the disk still takes."""
     root = _root()
-    return shutil.disk_usage(root if root.exists() else root.parent).free
+    there = next(each for each in (root, *root.parents) if each.exists())
+    return shutil.disk_usage(there).free
 
 
 def sweep() -> int:

@@ -26,6 +26,14 @@ BUSY_MILLISECONDS = 30_000
 POSTGRES_OPTIONS = (
     "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
 )
+POSTGRES_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""Of libpq: a server that vanished without a word is given up within half a minute."""
 
 _lock = threading.Lock()
 _writers = threading.Lock()
@@ -147,7 +155,7 @@ def _new_engine(url_text: str, tenant_role: str) -> Engine:
     options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 40}
     if url.get_backend_name() == "sqlite":
         return _new_sqlite(url.database, create_engine(url, **options))
-    options["connect_args"] = {"options": POSTGRES_OPTIONS, "connect_timeout": 5}
+    options["connect_args"] = {"options": POSTGRES_OPTIONS, **POSTGRES_PATIENCE}
     made = create_engine(url, **options)
     if tenant_role:
         event.listen(made, "begin", lambda connection: isolation.bind(connection, tenant_role))

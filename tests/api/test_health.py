@@ -107,6 +107,12 @@ def serve(server: socket.socket, answers: bool) -> None:
             connection.recv(100)
 
 
+def test_a_broker_behind_tls_that_stays_mute_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert health.broker_answers(f"rediss://127.0.0.1:{port}/0") is False
+
+
 def test_broker_that_is_away(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

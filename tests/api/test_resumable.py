@@ -6,6 +6,7 @@ import base64
 import errno
 import hashlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -321,6 +322,11 @@ def test_A25_no_room_from_the_start(tenant: Tenant, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(partial, "free_bytes", lambda: 9)
     assert_problem(announce(tenant, 10), 507, "insufficient_storage")
     assert tenant.count(tables.Upload) == 0
+
+
+def test_the_room_is_known_before_anything_was_stored(settings: Settings, tmp_path: Path) -> None:
+    session.configure(settings.model_copy(update={"data_dir": tmp_path / "not" / "there" / "yet"}))
+    assert partial.free_bytes() > 0
 
 
 def test_quota(tenant: Tenant, other: Tenant, settings: Settings) -> None:

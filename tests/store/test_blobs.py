@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import socket
 import stat
 import time
@@ -63,6 +64,15 @@ def test_a_key_cannot_lead_out(blobs: Blobs, key: str) -> None:
     for act in acts:
         with pytest.raises(ValueError, match="blob key"):
             act()
+
+
+def test_adopted_bytes_are_new_however_old_they_were(blobs: Blobs) -> None:
+    file = blobs.scratch() / "old"
+    file.write_bytes(b"received long ago")
+    os.utime(file, (1.0, 1.0))
+    blobs.adopt(file, KEY)
+    ((_, changed),) = [entry for entry in blobs.keys() if entry[0] == KEY]  # noqa: SIM118  # no dict
+    assert changed > time.time() - 3600
 
 
 @pytest.mark.parametrize("content", [b"abc", b"", LARGE], ids=["small", "empty", "parts"])

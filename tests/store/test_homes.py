@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
 
 from app.store.blobs import Folder
 from app.store.homes import Home, remove_leftovers
@@ -69,3 +73,26 @@ def leave(blobs: Folder) -> Path:
     fcntl.flock(home._lock, fcntl.LOCK_UN)
     home._lock.close()
     return home.path
+
+
+def test_what_a_cut_removal_leaves_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = leave(Folder(tmp_path))
+    for name in ("a", "z"):
+        (folder / name).mkdir()
+        (folder / name / "weights").write_text("personal")
+    whole = shutil.rmtree
+
+    def cut(path: Path) -> None:
+        if path.name in ("z", folder.name):
+            raise PermissionError(path)
+        whole(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", cut)
+        with capture_logs() as logs:
+            assert remove_leftovers(tmp_path) == 0
+    assert [line["event"] for line in logs] == ["scratch_leftover_kept"]
+    assert remove_leftovers(tmp_path) == 1
+    assert not folder.exists()

@@ -82,6 +82,17 @@ def test_a_writer_holds_sqlite_from_its_first_statement(sqlite_store: World) -> 
 
 
 @pytest.mark.postgres
+def test_a_server_that_vanished_is_given_up(migrated_postgres: str, tmp_path: Path) -> None:
+    sessions.configure(settings_of(tmp_path, migrated_postgres))
+    try:
+        with sessions.engine().connect() as connection:
+            told = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+    finally:
+        sessions.configure(None)
+    assert (told["keepalives_idle"], told["tcp_user_timeout"]) == ("10", "20000")
+
+
+@pytest.mark.postgres
 def test_postgres_reads_cannot_write_and_time_out(migrated_postgres: str, tmp_path: Path) -> None:
     sessions.configure(settings_of(tmp_path, migrated_postgres))
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from app.settings import Settings
 from app.store import clock, keys, session, tables
 from app.store.ids import new
-from worker.alive import alive, deaf
+from worker.alive import alive, deaf, goes_round, went_round
 
 
 @pytest.fixture
@@ -105,3 +106,30 @@ def test_a_worker_that_hears_nothing_ends_itself(tmp_path: Path) -> None:
         child.kill()
         child.wait()
         session.configure(None)
+
+
+def test_a_database_that_is_away_is_no_reason_to_start_anew(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, database_url="postgresql://postgres@127.0.0.1:1/none", pepper="p" * 40
+    )
+    session.configure(settings)
+    try:
+        assert not goes_round()
+        assert asked(settings) == 1
+        went_round()
+        assert goes_round()
+        assert asked(settings) == 0
+    finally:
+        session.configure(None)
+
+
+def asked(settings: Settings) -> int:
+    """Exit status of the health check."""
+    told = {
+        "LETHE_DATA_DIR": str(settings.data_dir),
+        "LETHE_DATABASE_URL": settings.database,
+        "LETHE_PEPPER": "p" * 40,
+        "LETHE_BROKER_URL": "redis://127.0.0.1:1/0",
+    }
+    asking = [sys.executable, "-m", "worker.alive"]
+    return subprocess.run(asking, env={**os.environ, **told}, check=False).returncode
