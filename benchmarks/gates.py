@@ -34,10 +34,10 @@ from benchmarks.tables import Row, write
 from core import importance, weights
 from core.device import choose
 from core.findings import Rung
-from core.ladder import climb, parse
+from core.ladder import parse
 from core.policies import Situation, ladder
 from core.report import no_report
-from core.rungs import Case
+from core.rungs import Case, attempt
 
 FOLDER = RESULTS / "gates"
 CACHE = Path(tempfile.gettempdir()) / "lethe-study"
@@ -107,12 +107,17 @@ def run(data: Path, regime: str, name: str) -> dict[str, Any]:
     )
     configs = [parse(raw) for raw in ladder(_situation(case))]
     start, cpu = time.monotonic(), time.process_time()
-    rungs, model = climb(case, [*itertools.takewhile(lambda c: not c.is_exact, configs)])
+    rungs, published = [], None
+    for index, config in enumerate(itertools.takewhile(lambda c: not c.is_exact, configs)):
+        rung, published = attempt(case, config, index, len(configs), exact_follows=True)
+        rungs.append(rung)
+        if published is not None:
+            break
     return {
         "regime": regime,
         "set": name,
         "records": len(forget),
-        "published": None if model is None else rungs[-1].unlearner["name"],
+        "published": None if published is None else rungs[-1].unlearner["name"],
         "seconds": time.monotonic() - start,
         "cpu_seconds": time.process_time() - cpu,
         "rungs": [_short(rung) for rung in rungs],
@@ -222,7 +227,7 @@ def _of_cell(cell: dict[str, Any], found: dict[str, list[dict[str, float]]]) -> 
         retrain = statistics.median(oracle["cpu_seconds"] for oracle in trained)
         cost = f"; {cell['cpu_seconds'] / retrain:.2f} of a retraining"
     if cell["published"] is None:
-        tried = "; ".join(f"{r['unlearner']['name']}: {r['reason']}" for r in cell["rungs"])
+        tried = "; ".join(dict.fromkeys(map(_refused, cell["rungs"])))
         yield Row(f"{name}: retrained", f"{tried or 'too few records to judge'}{cost}")
         return
     for measure in MEASURES:
@@ -236,6 +241,12 @@ def _of_cell(cell: dict[str, Any], found: dict[str, list[dict[str, float]]]) -> 
             f"{interval.low:.3f} to {interval.high:.3f}",
             interval.holds(last[measure]),
         )
+
+
+def _refused(rung: dict[str, Any]) -> str:
+    if rung["status"] == "skipped":
+        return f"skipped: {rung['reason'].partition('; ')[2]}"
+    return f"{rung['unlearner']['name']}: {rung['reason']}"
 
 
 def _oracles(regime: str) -> dict[str, list[dict[str, float]]]:

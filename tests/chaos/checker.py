@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
 from app.store import status
+from app.store.blobs import OWNER
 from app.store.tables import Dataset, Job, Model, Request, Trash, Version
 from tests.chaos.world import World
 
@@ -126,7 +127,11 @@ def settle(
 
 def _files(data_dir: Path) -> Keys:
     root = data_dir / "blobs"
-    return lambda: {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+    return lambda: {
+        file.relative_to(root).as_posix()
+        for file in root.rglob("*")
+        if file.is_file() and file != root / OWNER
+    }
 
 
 def _blobs(session: Session, keys: Keys) -> tuple[set[str], set[str], int]:
