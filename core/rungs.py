@@ -24,6 +24,7 @@ from .earlier import look_again
 from .errors import CoreError, Diverged, MissingEvidence, NothingChanged, OutOfTime
 from .findings import Finding, RequestEvidence, Rung
 from .forgetting import for_purpose, forgetting
+from .group import is_memory
 from .importance import Importance
 from .policies import Policy, Purpose, Selector, may_publish
 from .problem import BatchNormPolicy, Evidence, Problem
@@ -106,8 +107,9 @@ def attempt(
 ) -> tuple[Rung, nn.Module | None]:
     """Try one rung; return what was measured, and the model if it may be published.
 
-    An unlearner that raises a CoreError makes the rung ``errored``, with the reason. Where an
-    exact rung follows that can be tried, one that no model could pass is skipped.
+    An unlearner that raises a CoreError makes the rung ``errored``, with the reason, and so does
+    one that needs too much memory where another rung follows. Where an exact rung follows that can
+    be tried, one that no model could pass is skipped.
     """
     told = {"index": index, "of": of, "method": config.name}
     rung = Rung(
@@ -131,8 +133,14 @@ def attempt(
         middle = time.monotonic()
         evidence = gather_evidence(case, model, told)
         rung = _judge(case, evidence, rung)
-    except CoreError as error:
-        failed: dict[str, Any] = {"status": "errored", "reason": f"{error.code}: {error}"}
+    except Exception as error:
+        if isinstance(error, CoreError):
+            reason = f"{error.code}: {error}"
+        elif is_memory(error) and index + 1 < of:
+            reason = "out_of_memory: the unlearner or its audits need more memory than there is"
+        else:
+            raise
+        failed: dict[str, Any] = {"status": "errored", "reason": reason}
         failed |= {"tried": tried, "processes": team.summary()}
         return rung.model_copy(update={**failed, "seconds": time.monotonic() - start}), None
     audited = start - asked + time.monotonic() - middle

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-ROWS = {"B": 30, "C": 25, "D": 12, "E": 22}
-NOT_BUILT = {"D8", "D12"}
-"""Quotas of tenants, and workers that say how much memory their accelerators have."""
+ROWS = {"A": 28, "B": 30, "C": 25, "D": 12, "E": 22, "F": 20, "G": 17, "H": 15}
+LATER = {"F15", "F16", "G10", "G13", "G14", "H5", "H6", "H7", "H8"}
+"""Rows of what is not built: holds, signed links, tokens, four eyes, and calls to hooks."""
 
-_ID = re.compile(r'"([B-E]\d+)(?:-[^"]*)?"|def test_([B-E]\d+)_')
+_ID = re.compile(r'"([A-H]\d+)(?:-[^"]*)?"|def test_([A-H]\d+)_')
 
 
 @pytest.mark.parametrize("section", ROWS)
@@ -20,4 +20,4 @@ def test_every_row_has_a_test(section: str) -> None:
     sources = [path.read_text() for path in others]
     found = {first or second for text in sources for first, second in _ID.findall(text)}
     wanted = {f"{section}{number}" for number in range(1, ROWS[section] + 1)}
-    assert wanted - found - NOT_BUILT == set()
+    assert wanted - found - LATER == set()

@@ -71,6 +71,8 @@ def test_every_service_is_hardened(services: dict[str, Any]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert "/tmp" in service["tmpfs"], name
         assert not service.get("privileged"), name
+        assert service["pids_limit"] <= 4096, name
+    assert all(services[name]["mem_limit"] for name in ("api", "worker", "worker-gpu"))
 
 
 def test_only_the_api_is_reachable_and_only_from_this_machine(compose: dict[str, Any]) -> None:
@@ -289,7 +291,22 @@ def test_the_settings_of_the_pods_are_known_and_hold_no_secret(
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.blobs_url.startswith("s3://")
+    (data,) = [each for each in pods()["lethe-worker"]["volumes"] if each["name"] == "data"]
+    assert data["emptyDir"] == {"sizeLimit": "20Gi"}
+    assert settings.max_scratch_bytes < 0.75 * 20 * 2**30, "a pod that fills it is evicted"
     assert "trusted_proxies" in settings.model_fields_set
+
+
+def test_pods_reach_what_they_need_and_are_reached_by_calls_alone() -> None:
+    policies = [each["spec"] for each in objects() if each["kind"] == "NetworkPolicy"]
+    everything = [spec for spec in policies if spec["podSelector"] == {}]
+    assert sorted(kind for spec in everything for kind in spec["policyTypes"]) == [
+        "Egress",
+        "Ingress",
+    ]
+    (egress,) = [spec["egress"] for spec in everything if "egress" in spec]
+    assert [port["port"] for port in egress[0]["ports"]] == [53, 53, 5432, 6379, 443]
+    assert not any("ingress" in spec for spec in everything)
 
 
 def test_the_lifecycle_removes_what_the_service_cannot_see() -> None:

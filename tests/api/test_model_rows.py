@@ -188,7 +188,7 @@ def test_architecture(tenant: Tenant, row: str) -> None:
         assert problem["errors"][0]["pointer"].startswith("/architecture/")
 
 
-def test_d8_more_parameters_than_the_tenants_quota(tenant: Tenant) -> None:
+def test_D8_more_parameters_than_the_tenants_quota(tenant: Tenant) -> None:
     """What a model takes of the quota it gives back when it is deleted."""
     small = files.PARAMETERS
     sessions.configure(sessions.settings().model_copy(update={"max_tenant_parameters": small}))
@@ -201,7 +201,7 @@ def test_d8_more_parameters_than_the_tenants_quota(tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize("spare", [-1, 0])
-def test_d12_more_memory_than_any_worker_has(tenant: Tenant, spare: int) -> None:
+def test_D12_more_memory_than_any_worker_has(tenant: Tenant, spare: int) -> None:
     """The largest decides; one that does not compute, and one that is gone, do not count."""
     needed = workers.BYTES_PER_PARAMETER * files.PARAMETERS
     with transaction() as session:

@@ -221,6 +221,16 @@ def test_a_bug_in_an_unlearner_is_not_taken_for_a_verdict(run, register):
         run(ladder=[register(lambda problem, config: 1 / 0), RETRAIN])
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("an accelerator's")])
+def test_a_rung_without_enough_memory_leaves_the_next_one_its_chance(run, register, error):
+    hungry = register(raising(error))
+    result = run(ladder=[hungry, RETRAIN])
+    assert statuses(result) == [("sabotage", "errored"), ("retrain", "published")]
+    assert result["rungs"][0]["reason"].startswith("out_of_memory: ")
+    with pytest.raises(type(error)):
+        run(ladder=[hungry])
+
+
 def test_a_model_that_is_not_finite_is_an_error_of_the_rung(run, register):
     def poison(problem, config):
         with torch.no_grad():
