@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     calls_per_minute_per_tenant: int = Field(
         120_000, ge=0, description="Calls that all keys of a tenant may make; 0: any number."
     )
+    subject_lookups_per_minute: int = Field(
+        600, ge=0, description="Recommendations for a subject that one key may ask for; 0: any."
+    )
     max_uploads_in_flight: int = Field(
         32, ge=1, description="Uploads of one tenant that one process takes at once."
     )

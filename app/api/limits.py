@@ -87,6 +87,16 @@ class Limiter:
                 headers = headers or self._headers(name, per_minute, who)
         return headers
 
+    def count_lookup(self, caller: Caller) -> None:
+        """Count a question whose answer tells whether somebody is in the data.
+
+        Raises:
+            TooMany: ``rate_limited``.
+        """
+        per_minute, who = self.settings.subject_lookups_per_minute, caller.key_id
+        if per_minute and not self._ask("hit", per_minute, "lookup", who):
+            raise self._refused("lookup", per_minute, who, "Too many lookups of subjects.")
+
     def _ask(self, verb: str, per_minute: int, *who: str) -> bool:
         rates, item = self._rates(per_minute)
         try:

@@ -18,7 +18,7 @@ from core.situation import Policy, Purpose, Situation
 from ..store import admission, budget, models, samples, situations, tables
 from ..store.errors import BadRequest, Conflict, NotFound, Unacceptable
 from ..store.keys import Caller
-from . import examples
+from . import examples, limits
 from .deps import ReadSession, requires
 from .problems import problems
 from .request_shapes import (
@@ -109,12 +109,14 @@ def recommend_unlearners(
 ) -> Recommendation:
     """Say which unlearners the policy would try for a request, in order, and why not the others.
 
-    Nothing is stored: ask as often as you like. References to subjects are hashed and forgotten.
-    The answer tells whether somebody is in the data, so it takes the scope of a request.
+    Nothing is stored. References to subjects are hashed and forgotten. The answer tells whether
+    somebody is in the data, so it takes the scope of a request, and subjects have a limit of calls.
     """
     wanted = body.value
     admission.refuse_unavailable(wanted.policy)
     tenant_id, forget = caller.tenant_id, wanted.forget
+    if isinstance(forget, ForgetSubject):
+        limits.limiter().count_lookup(caller)
     model, dataset = admission.usable(session, tenant_id, model_of(wanted.model), is_locked=False)
     sent = None
     if isinstance(forget, ForgetSamples):

@@ -9,6 +9,8 @@ import pytest
 from httpx2 import Response
 from sqlalchemy import select, update
 
+from app.settings import Settings
+from app.store import session as sessions
 from app.store import tables
 from app.store.scopes import ROLES
 from app.store.session import reading, transaction
@@ -133,6 +135,20 @@ def test_who_cannot_ask_to_forget_learns_of_nobody(
     tenant.key = tenant.key_with(*ROLES[role])
     answer = ask(tenant, model_id, {"type": "subject", "subject_ref": "person-1"})
     assert_problem(answer, 403, "insufficient_scope")
+
+
+def test_subjects_cannot_be_asked_after_without_end(
+    tenant: Tenant, model_id: str, settings: Settings
+) -> None:
+    sessions.configure(settings.model_copy(update={"subject_lookups_per_minute": 2}))
+    asked = [
+        ask(tenant, model_id, {"type": "subject", "subject_ref": f"person-{number}"})
+        for number in range(3)
+    ]
+    assert [answer.status_code for answer in asked[:2]] == [200, 200]
+    assert_problem(asked[2], 429, "rate_limited")
+    assert asked[2].headers["ratelimit-policy"] == '"lookup";q=2;w=60'
+    assert ask(tenant, model_id).status_code == 200, "a class is no person"
 
 
 def test_a_subject_is_not_kept(tenant: Tenant, model_id: str) -> None:
