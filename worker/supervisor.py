@@ -7,6 +7,7 @@ the kernel kills it when the *thread* that spawned it ends, so spawn from a thre
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -56,6 +57,9 @@ class Runner:
         threads: threads of its numeric libraries; 0 leaves their choice.
         module: what to run; tests put a stand-in here.
         together: whether several processes may have to train together.
+
+    Raises:
+        OSError: if it cannot be started.
     """
 
     def __init__(
@@ -88,8 +92,12 @@ class Runner:
             start_new_session=True,
             umask=0o077,
         )
-        for listen in (self._listen, self._keep_stderr):
-            threading.Thread(target=listen, name="runner", daemon=True).start()
+        try:
+            for listen in (self._listen, self._keep_stderr):
+                threading.Thread(target=listen, name="runner", daemon=True).start()
+        except RuntimeError as error:
+            self.close()
+            raise OSError(errno.EAGAIN, "no thread can be started") from error
 
     @property
     def pid(self) -> int:
