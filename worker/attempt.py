@@ -223,7 +223,10 @@ class _Farewell:
         self._has_asked = False
 
     def hear(self) -> Event | None:
-        """Return the next event; raise Draining once the runner has stopped as it was asked to."""
+        """Return the next event; raise Draining once the runner has stopped as it was asked to.
+
+        One that stops unasked has died: nothing else counts how often it does.
+        """
         try:
             event = self._runner.hear(TICK_SECONDS)
         except RunnerDied:
@@ -231,7 +234,10 @@ class _Farewell:
                 raise Draining from None
             raise
         if isinstance(event, Interrupted):
-            raise Draining
+            # Whoever ends the worker may have asked its runner, too.
+            if self._begun_at is not None:
+                raise Draining
+            raise RunnerDied("runner stopped unasked", self._runner.stderr)
         return event
 
     def bid(self, now: float) -> None:

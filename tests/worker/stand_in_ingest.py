@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.errors import InvalidInput
+from core.errors import Interrupted, InvalidInput
 from worker import runner
 
 RESULT = {
@@ -27,8 +27,8 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
     match source.read_text().split():
         case ["refuse"]:
             raise InvalidInput("dataset_empty", "the dataset holds no records")
-        case ["crash"]:
-            os.kill(os.getpid(), 9)
+        case ["crash" | "stop" as way]:
+            _leave(way)
         case ["hang"]:
             time.sleep(600)
         case ["nap"]:
@@ -47,6 +47,12 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
         case ["short"]:
             return {"num_train": 1}
     return RESULT
+
+
+def _leave(way: str) -> None:
+    if way == "stop":
+        raise Interrupted
+    os.kill(os.getpid(), 9)
 
 
 if __name__ == "__main__":

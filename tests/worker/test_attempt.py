@@ -89,6 +89,18 @@ def test_a_closing_worker_finishes_what_is_nearly_done(spawn: Spawn) -> None:
     assert isinstance(done, Done)
 
 
+def test_a_runner_that_stops_unasked_is_dead(spawn: Spawn) -> None:
+    with pytest.raises(RunnerDied, match="stopped unasked"):
+        run(spawn(), "stop", Ledger(Answer()))
+
+
+def test_a_runner_that_was_asked_by_others_ends_with_its_worker(spawn: Spawn) -> None:
+    closing, runner = threading.Event(), spawn()
+    closing.set()
+    with pytest.raises(Draining):
+        run(runner, "stop", Ledger(Answer()), closing=closing, drain_seconds=30.0)
+
+
 def test_a_killed_runner_is_dead(spawn: Spawn) -> None:
     runner, ledger = spawn(), Ledger(Answer())
 

@@ -118,7 +118,9 @@ def test_a_refusal_ends_the_job_with_its_code(settings: Settings, here: Station)
     assert scratch_is_empty(settings, here)
 
 
-@pytest.mark.parametrize("what", ["crash", "link", "hardlink", "nothing", "nonsense", "short"])
+@pytest.mark.parametrize(
+    "what", ["crash", "stop", "link", "hardlink", "nothing", "nonsense", "short"]
+)
 def test_a_bad_runner_is_tried_again_and_then_given_up(
     what: str, settings: Settings, here: Station
 ) -> None:
