@@ -19,10 +19,9 @@ from app.store.blobs import BlobMissing, StorageAway
 from app.store.failpoints import failpoint
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
-from worker import sandbox, steps, traces
-from worker.lease import CancelRequested, Heartbeat
+from worker import parcels, sandbox, steps, traces
+from worker.lease import GRACE_SECONDS, CancelRequested, Heartbeat
 from worker.limits import Limits, OverLimit, Watch, of
-from worker.parcels import lend
 from worker.protocol import (
     Checkpoint,
     CheckpointIgnored,
@@ -49,6 +48,8 @@ STORAGE_FULL_SECONDS = 60.0
 """Wait before a job is tried again for which the disk had no room."""
 STORAGE_AWAY_SECONDS = 30.0
 """Wait before a job is tried again for which the blob storage did not answer."""
+AWAY_PAUSE_SECONDS = 5.0
+"""Wait before a file of finished work is sent again to a storage that did not answer."""
 LITTLE_BYTES = 64 * 2**20
 """A disk with less room than this counts as full, if a runner says so."""
 
@@ -77,7 +78,7 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
             failpoint("worker.before_order")
             order = steps.order(claim, runner.out)
             await_walls(runner, beat, settings().stall_seconds)
-            lent = lend(order, runner.inbox)
+            lent = parcels.lend(order, runner.inbox)
             runner.give({**lent, "limits": limits.for_child()})
             failpoint("worker.after_order")
             event = accompany(
@@ -91,7 +92,8 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
             )
             if isinstance(event, Done):
                 failpoint("worker.after_done")
-                ending = steps.seal(claim, event.result, runner.out)
+                adopt = partial(_adopt, beat, here.closing)
+                ending = steps.seal(claim, event.result, runner.out, adopt)
                 failpoint("worker.after_blobs")
                 return _noted(claim, runner, ending)
     except CancelRequested:
@@ -135,6 +137,25 @@ def await_walls(runner: Runner, beat: Heartbeat, stall_seconds: float) -> None:
     minimum = settings().sandbox_minimum
     if sandbox.level(runner.walls) < minimum:
         raise RunnerDied(f"runner is walled in below {minimum}")
+
+
+def _adopt(beat: Heartbeat, closing: threading.Event, claim: Claim, file: Path) -> str:
+    """Move a file of finished work to the blobs, however often that takes: it holds hours of work.
+
+    Raises:
+        StorageAway: if the storage stays away for long, or the worker ends.
+        LeaseLost: if the job belongs to somebody else now.
+        CancelRequested: if the job is to be cancelled.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            return parcels.adopt(claim, file)
+        except StorageAway:
+            _log.warning("storage_awaited")
+            if time.monotonic() - since > GRACE_SECONDS or closing.wait(AWAY_PAUSE_SECONDS):
+                raise
+        beat.check()
 
 
 def _noted(claim: Claim, runner: Runner, ending: Ending) -> Ending:
