@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 
@@ -20,27 +21,31 @@ from app.store.tables import Job, Tenant
 BATCH = 1000
 """Keys that are struck out together."""
 
+NEVER = threading.Event()
+"""A closing sign that is not set."""
+
 _ATTEMPT = re.compile(r"(?P<tenant>[^/]+)/jobs/(?P<job>[^/]+)/e(?P<epoch>\d+)/")
 _told: set[str] = set()
 """Files in the storage that no key of ours names, and that the log knows of."""
 _log = structlog.get_logger(__name__)
 
 
-def empty_trash() -> int:
-    """Remove the bytes whose rows let go of them; return how many.
+def empty_trash(closing: threading.Event = NEVER) -> int:
+    """Remove the bytes whose rows let go of them, until ``closing`` is set; return how many.
 
     What cannot be removed is told, and keeps nothing else from being removed.
     """
     with reading() as session:
         keys = trash.pending(session, limit=None)
-    return sum(_empty(keys[start : start + BATCH]) for start in range(0, len(keys), BATCH))
+    starts = range(0, len(keys), BATCH)
+    return sum(_empty(keys[start : start + BATCH], closing) for start in starts)
 
 
-def _empty(keys: list[str]) -> int:
+def _empty(keys: list[str], closing: threading.Event) -> int:
     failpoint("garbage.before_delete")
     gone: list[str] = []
     try:
-        gone.extend(_removed(keys))
+        gone.extend(_removed(keys, closing))
     finally:
         failpoint("garbage.after_delete")
         with transaction() as session:
@@ -48,13 +53,15 @@ def _empty(keys: list[str]) -> int:
     return len(gone)
 
 
-def _removed(keys: list[str]) -> Iterator[str]:
+def _removed(keys: list[str], closing: threading.Event) -> Iterator[str]:
     """Remove what lies under these keys, and yield those under which nothing lies any more.
 
     Raises:
         StorageAway: if the storage does not answer at all.
     """
     for key in keys:
+        if closing.is_set():
+            return
         try:
             blobs().delete(key)
         except (OSError, ServiceError, ValueError) as error:
@@ -65,12 +72,13 @@ def _removed(keys: list[str]) -> Iterator[str]:
             yield key
 
 
-def collect() -> tuple[list[str], list[str]]:
+def collect(closing: threading.Event = NEVER) -> tuple[list[str], list[str]]:
     """Compare rows and bytes: remove orphans, and log every row whose bytes are missing.
 
     What an attempt wrote carries its epoch, so it is an orphan as soon as the job has moved on.
     Everything else is one only after ``orphan_seconds``: a row may be about to name it.
     In a storage that belongs to another database nothing is an orphan: that one's rows name it.
+    Once ``closing`` is set nothing more is removed.
 
     Returns:
         The keys that were removed, and those that are missing.
@@ -96,7 +104,7 @@ def collect() -> tuple[list[str], list[str]]:
         for key, changed_at in found.items()
         if is_ours and key not in known and _is_abandoned(key, changed_at, running, oldest)
     ]
-    orphans = [*_removed(orphans)]
+    orphans = [*_removed(orphans, closing)]
     if orphans:
         _log.info("orphans_removed", files=len(orphans))
     # Named before the listing and after it: not on its way in, not on its way out.
