@@ -6,6 +6,7 @@ anew. A storage may take its time, so a thread of its own removes bytes.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from app.store.failpoints import failpoint
 from app.store.session import settings, transaction
 from worker import garbage
 from worker.alive import deaf
+from worker.lease import OUTAGE
 
 STOP_SECONDS = 5.0
 """How long each thread may take to end; what it leaves undone any other worker does."""
@@ -48,6 +50,7 @@ class Sweeper(threading.Thread):
         self._memory = memory
         self._closing = threading.Event()
         self._cleaner = Cleaner(self._closing)
+        self._frees_from = 0.0
 
     def run(self) -> None:
         """Sweep until stopped; an outage or an error spoils one pass, not the next."""
@@ -67,10 +70,17 @@ class Sweeper(threading.Thread):
             workers.leave(session, self._worker)
 
     def _sweep(self) -> None:
-        with transaction() as session:
-            workers.seen(session, self._worker, self._kind, 1, self._sandbox, self._memory)
-            counts = jobs.sweep(session)
-            failpoint("sweep.before_commit")
+        try:
+            with transaction() as session:
+                workers.seen(session, self._worker, self._kind, 1, self._sandbox, self._memory)
+                counts = jobs.sweep(session) if time.monotonic() >= self._frees_from else {}
+                failpoint("sweep.before_commit")
+        except OUTAGE:
+            self._frees_from = math.inf
+            raise
+        if self._frees_from == math.inf:
+            # Leases ran out that nobody could renew: whoever still holds one gets to do so first.
+            self._frees_from = time.monotonic() + 2 * settings().heartbeat_seconds
         failpoint("sweep.after_commit")
         if any(counts.values()):
             _log.info("swept", **counts)

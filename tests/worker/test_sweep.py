@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from app.settings import Settings
-from app.store import jobs, trash, workers
+from app.store import clock, jobs, trash, workers
 from app.store import session as sessions
 from app.store.blobs import Folder, blobs
 from app.store.session import reading, transaction
+from app.store.tables import Job
 from tests.store.test_homes import leave
+from tests.trip import database_fails
 from tests.worker.test_jobs import find, queue
 from tests.worker.test_lease import eventually
 from worker.sweep import Cleaner, Sweeper
@@ -79,6 +84,30 @@ def test_leases_are_recovered_while_the_storage_is_mute(
     with reading() as session:
         assert [worker.id for worker in workers.live(session)] == ["w"]
     sweeper.stop()
+
+
+def test_after_an_outage_the_holders_of_leases_come_first(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("worker.sweep.time", SimpleNamespace(monotonic=lambda: now))
+    sessions.configure(settings.model_copy(update={"heartbeat_seconds": 10.0}))
+    job_id, sweeper = queue("ok"), Sweeper("w", "embedded")
+    with transaction() as session:
+        assert jobs.claim(session, job_id, "v") is not None
+        session.execute(update(Job).values(lease_until=clock.now() - 1))
+    with database_fails(1), pytest.raises(OperationalError):
+        sweeper._sweep()
+    now += 60.0
+    sweeper._sweep()
+    with reading() as session:
+        assert [worker.id for worker in workers.live(session)] == ["w"]
+    now += 19.0
+    sweeper._sweep()
+    assert find(job_id).lost_leases == 0
+    now += 2.0
+    sweeper._sweep()
+    assert find(job_id).lost_leases == 1
 
 
 def test_a_worker_ends_while_the_storage_is_mute(settings: Settings, mute: threading.Event) -> None:
