@@ -92,6 +92,8 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
             )
             if isinstance(event, Done):
                 failpoint("worker.after_done")
+                # What is checked from here on must not change any more.
+                runner.kill()
                 adopt = partial(_adopt, beat, here.closing)
                 ending = steps.seal(claim, event.result, runner.out, adopt)
                 failpoint("worker.after_blobs")

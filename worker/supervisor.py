@@ -30,6 +30,9 @@ from worker.protocol import Event, ProtocolError, Ready
 TERM_SECONDS = 5.0
 """Between asking a runner to end and killing it."""
 
+KILL_SECONDS = 10.0
+"""After killing it and all that it started, until they are gone."""
+
 _OWN_MEMORY = ("RssAnon:", "RssShmem:")
 """Lines of ``/proc/PID/status``, in KiB; files are in a third."""
 
@@ -191,6 +194,9 @@ class Runner:
             while self.alive and time.monotonic() < deadline:
                 time.sleep(0.02)
             self._signal(signal.SIGKILL)
+            deadline = time.monotonic() + KILL_SECONDS
+            while self.memory and time.monotonic() < deadline:
+                time.sleep(0.01)
         return self._process.wait()
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,8 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
             raise InvalidInput("dataset_empty", "the dataset holds no records")
         case ["crash" | "stop" as way]:
             _leave(way)
-        case ["hang"]:
-            time.sleep(600)
-        case ["nap"]:
-            time.sleep(0.8)
+        case ["hang" | "nap" | "linger" as way]:
+            _stay(way)
         case ["link"]:
             (out / "records.parquet").unlink()
             (out / "records.parquet").symlink_to("/etc/passwd")
@@ -47,6 +46,13 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
         case ["short"]:
             return {"num_train": 1}
     return RESULT
+
+
+def _stay(way: str) -> None:
+    if way == "linger":
+        subprocess.Popen(["sleep", "600"])
+    else:
+        time.sleep(600 if way == "hang" else 0.8)
 
 
 def _leave(way: str) -> None:
