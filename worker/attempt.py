@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -277,7 +277,7 @@ class _Farewell:
 def _wait_for_storage(claim: Claim, error: StorageAway | OSError) -> Ending:
     if isinstance(error, StorageAway):
         return partial(jobs.release, claim=claim, delay=STORAGE_AWAY_SECONDS)
-    if error.errno != errno.ENOSPC:
+    if error.errno not in parcels.NO_ROOM:
         raise error
     return _wait_for_room(claim)
 
@@ -289,7 +289,15 @@ def _wait_for_room(claim: Claim) -> Ending:
 
 def _is_full(folder: Path) -> bool:
     """Whether there is as good as no room: a runner's word is not enough to try for ever."""
-    return shutil.disk_usage(folder).free < LITTLE_BYTES
+    if shutil.disk_usage(folder).free < LITTLE_BYTES:
+        return True
+    try:
+        # A quota leaves the disk its room, and us none.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(LITTLE_BYTES))
+    except OSError as error:
+        return error.errno in parcels.NO_ROOM
+    return False
 
 
 def _renew(claim: Claim, progress: Progress | None) -> Renewal:

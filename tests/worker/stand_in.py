@@ -60,6 +60,10 @@ def starve(*, out: Path, report: Any) -> dict[str, Any]:
     raise MemoryError
 
 
+def overdraw(*, out: Path, report: Any) -> dict[str, Any]:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
 def crash(*, out: Path, report: Any) -> dict[str, Any]:
     print("last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), 9)
@@ -246,5 +250,5 @@ def _is_channel(descriptor: Path) -> bool:
 
 if __name__ == "__main__":
     works = (tell, shout, steps, refuse, bug, starve, crash, hang, babble, not_json)
-    works += (escape, work, fill, flood, hoard, litter, overflow, share, fork, spin, stop)
+    works += (escape, work, fill, flood, hoard, litter, overflow, share, fork, spin, stop, overdraw)
     runner.main(lambda: {work.__name__: work for work in works})

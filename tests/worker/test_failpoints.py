@@ -78,6 +78,14 @@ def test_an_outage_before_the_claim_leaves_the_job_queued(
     assert find(job_id).status == "succeeded"
 
 
+def test_a_used_up_quota_puts_a_job_off(here: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = queue("ok")
+    monkeypatch.setattr(Folder, "adopt", Mock(side_effect=OSError(errno.EDQUOT, "over quota")))
+    run_job(job_id)
+    job = find(job_id)
+    assert (job.status, job.attempts, job.held_for) == ("queued", 0, "storage_full")
+
+
 def storage_away(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], times: int = 3) -> None:
     """Have the first files of attempts not be taken, and ``act`` meanwhile."""
     monkeypatch.setattr("worker.attempt.AWAY_PAUSE_SECONDS", 0.01)

@@ -105,6 +105,7 @@ def test_progress_is_throttled_but_a_new_phase_is_always_told(spawn: Spawn) -> N
     [
         ("refuse", "model_non_finite"),
         ("starve", "out_of_memory"),
+        ("overdraw", "storage_full"),
         ("bug", "internal"),
         ("not_json", "internal"),
     ],
