@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,10 +19,9 @@ from app.store.blobs import BlobMissing, StorageAway
 from app.store.failpoints import failpoint
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
-from worker import sandbox, steps, traces
-from worker.lease import CancelRequested, Heartbeat
+from worker import parcels, sandbox, steps, traces
+from worker.lease import GRACE_SECONDS, CancelRequested, Heartbeat
 from worker.limits import Limits, OverLimit, Watch, of
-from worker.parcels import lend
 from worker.protocol import (
     Checkpoint,
     CheckpointIgnored,
@@ -49,6 +48,8 @@ STORAGE_FULL_SECONDS = 60.0
 """Wait before a job is tried again for which the disk had no room."""
 STORAGE_AWAY_SECONDS = 30.0
 """Wait before a job is tried again for which the blob storage did not answer."""
+AWAY_PAUSE_SECONDS = 5.0
+"""Wait before a file of finished work is sent again to a storage that did not answer."""
 LITTLE_BYTES = 64 * 2**20
 """A disk with less room than this counts as full, if a runner says so."""
 
@@ -77,7 +78,7 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
             failpoint("worker.before_order")
             order = steps.order(claim, runner.out)
             await_walls(runner, beat, settings().stall_seconds)
-            lent = lend(order, runner.inbox)
+            lent = parcels.lend(order, runner.inbox)
             runner.give({**lent, "limits": limits.for_child()})
             failpoint("worker.after_order")
             event = accompany(
@@ -91,7 +92,10 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
             )
             if isinstance(event, Done):
                 failpoint("worker.after_done")
-                ending = steps.seal(claim, event.result, runner.out)
+                # What is checked from here on must not change any more.
+                runner.kill()
+                adopt = partial(_adopt, beat, here.closing)
+                ending = steps.seal(claim, event.result, runner.out, adopt)
                 failpoint("worker.after_blobs")
                 return _noted(claim, runner, ending)
     except CancelRequested:
@@ -135,6 +139,25 @@ def await_walls(runner: Runner, beat: Heartbeat, stall_seconds: float) -> None:
     minimum = settings().sandbox_minimum
     if sandbox.level(runner.walls) < minimum:
         raise RunnerDied(f"runner is walled in below {minimum}")
+
+
+def _adopt(beat: Heartbeat, closing: threading.Event, claim: Claim, file: Path) -> str:
+    """Move a file of finished work to the blobs, however often that takes: it holds hours of work.
+
+    Raises:
+        StorageAway: if the storage stays away for long, or the worker ends.
+        LeaseLost: if the job belongs to somebody else now.
+        CancelRequested: if the job is to be cancelled.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            return parcels.adopt(claim, file)
+        except StorageAway:
+            _log.warning("storage_awaited")
+            if time.monotonic() - since > GRACE_SECONDS or closing.wait(AWAY_PAUSE_SECONDS):
+                raise
+        beat.check()
 
 
 def _noted(claim: Claim, runner: Runner, ending: Ending) -> Ending:
@@ -223,7 +246,10 @@ class _Farewell:
         self._has_asked = False
 
     def hear(self) -> Event | None:
-        """Return the next event; raise Draining once the runner has stopped as it was asked to."""
+        """Return the next event; raise Draining once the runner has stopped as it was asked to.
+
+        One that stops unasked has died: nothing else counts how often it does.
+        """
         try:
             event = self._runner.hear(TICK_SECONDS)
         except RunnerDied:
@@ -231,7 +257,10 @@ class _Farewell:
                 raise Draining from None
             raise
         if isinstance(event, Interrupted):
-            raise Draining
+            # Whoever ends the worker may have asked its runner, too.
+            if self._begun_at is not None:
+                raise Draining
+            raise RunnerDied("runner stopped unasked", self._runner.stderr)
         return event
 
     def bid(self, now: float) -> None:
@@ -248,7 +277,7 @@ class _Farewell:
 def _wait_for_storage(claim: Claim, error: StorageAway | OSError) -> Ending:
     if isinstance(error, StorageAway):
         return partial(jobs.release, claim=claim, delay=STORAGE_AWAY_SECONDS)
-    if error.errno != errno.ENOSPC:
+    if error.errno not in parcels.NO_ROOM:
         raise error
     return _wait_for_room(claim)
 
@@ -260,7 +289,15 @@ def _wait_for_room(claim: Claim) -> Ending:
 
 def _is_full(folder: Path) -> bool:
     """Whether there is as good as no room: a runner's word is not enough to try for ever."""
-    return shutil.disk_usage(folder).free < LITTLE_BYTES
+    if shutil.disk_usage(folder).free < LITTLE_BYTES:
+        return True
+    try:
+        # A quota leaves the disk its room, and us none.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(LITTLE_BYTES))
+    except OSError as error:
+        return error.errno in parcels.NO_ROOM
+    return False
 
 
 def _renew(claim: Claim, progress: Progress | None) -> Renewal:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 
 import structlog
 from sqlalchemy import select
 
 from app.store import trash
-from app.store.blobs import OWNER, BlobMissing, blobs, parts
+from app.store.blobs import OWNER, BlobMissing, StorageAway, blobs, parts
+from app.store.errors import ServiceError
 from app.store.failpoints import failpoint
 from app.store.session import reading, settings, transaction
 from app.store.tables import Job, Tenant
+
+BATCH = 1000
+"""Keys that are struck out together."""
+
+NEVER = threading.Event()
+"""A closing sign that is not set."""
 
 _ATTEMPT = re.compile(r"(?P<tenant>[^/]+)/jobs/(?P<job>[^/]+)/e(?P<epoch>\d+)/")
 _told: set[str] = set()
@@ -21,27 +30,55 @@ _told: set[str] = set()
 _log = structlog.get_logger(__name__)
 
 
-def empty_trash() -> int:
-    """Remove the bytes whose rows let go of them; return how many."""
+def empty_trash(closing: threading.Event = NEVER) -> int:
+    """Remove the bytes whose rows let go of them, until ``closing`` is set; return how many.
+
+    What cannot be removed is told, and keeps nothing else from being removed.
+    """
     with reading() as session:
-        keys = trash.pending(session)
-    if not keys:
-        return 0
+        keys = trash.pending(session, limit=None)
+    starts = range(0, len(keys), BATCH)
+    return sum(_empty(keys[start : start + BATCH], closing) for start in starts)
+
+
+def _empty(keys: list[str], closing: threading.Event) -> int:
     failpoint("garbage.before_delete")
+    gone: list[str] = []
+    try:
+        gone.extend(_removed(keys, closing))
+    finally:
+        failpoint("garbage.after_delete")
+        with transaction() as session:
+            trash.removed(session, gone)
+    return len(gone)
+
+
+def _removed(keys: list[str], closing: threading.Event) -> Iterator[str]:
+    """Remove what lies under these keys, and yield those under which nothing lies any more.
+
+    Raises:
+        StorageAway: if the storage does not answer at all.
+    """
     for key in keys:
-        blobs().delete(key)
-    failpoint("garbage.after_delete")
-    with transaction() as session:
-        trash.removed(session, keys)
-    return len(keys)
+        if closing.is_set():
+            return
+        try:
+            blobs().delete(key)
+        except (OSError, ServiceError, ValueError) as error:
+            if isinstance(error, StorageAway):
+                blobs().check()  # refused for this key alone, unless nothing answers
+            _log.error("trash_kept", key=key, error=type(error).__name__)
+        else:
+            yield key
 
 
-def collect() -> tuple[list[str], list[str]]:
+def collect(closing: threading.Event = NEVER) -> tuple[list[str], list[str]]:
     """Compare rows and bytes: remove orphans, and log every row whose bytes are missing.
 
     What an attempt wrote carries its epoch, so it is an orphan as soon as the job has moved on.
     Everything else is one only after ``orphan_seconds``: a row may be about to name it.
     In a storage that belongs to another database nothing is an orphan: that one's rows name it.
+    Once ``closing`` is set nothing more is removed.
 
     Returns:
         The keys that were removed, and those that are missing.
@@ -67,8 +104,7 @@ def collect() -> tuple[list[str], list[str]]:
         for key, changed_at in found.items()
         if is_ours and key not in known and _is_abandoned(key, changed_at, running, oldest)
     ]
-    for key in orphans:
-        blobs().delete(key)
+    orphans = [*_removed(orphans, closing)]
     if orphans:
         _log.info("orphans_removed", files=len(orphans))
     # Named before the listing and after it: not on its way in, not on its way out.

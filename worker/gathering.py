@@ -14,7 +14,7 @@ from app.store.jobs import Claim
 from app.store.references import MOST_MODELS
 from app.store.session import settings
 from core.findings import Finding, Processes
-from worker.parcels import adopt, check_digest, wanted
+from worker.parcels import Adopt, check_digest, wanted
 from worker.results import Ending, Result
 
 
@@ -86,13 +86,13 @@ def _bank(claim: Claim) -> dict[str, Any]:
     return told | claim.job.options
 
 
-def _audited(claim: Claim, raw: dict[str, Any], _: Path) -> Ending:
+def _audited(claim: Claim, raw: dict[str, Any], _: Path, __: Adopt) -> Ending:
     result = Audited.model_validate(raw)
     findings = [finding.model_dump(mode="json") for finding in result.findings]
     return partial(jobs.finish_audit, claim=claim, findings=findings)
 
 
-def _trained(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
+def _trained(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:
     result = Trained.model_validate(raw)
     weights = out / result.weights
     size_bytes = check_digest(weights, result.digest)
@@ -106,7 +106,7 @@ def _trained(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
     )
 
 
-def _banked(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
+def _banked(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:
     result = Banked.model_validate(raw)
     blob = adopt(claim, out / result.bank)
     return partial(
@@ -127,7 +127,7 @@ ORDERS: Mapping[str, Callable[[Claim], dict[str, Any]]] = {
     "oracle": _oracle,
     "bank": _bank,
 }
-ENDINGS: Mapping[str, Callable[[Claim, dict[str, Any], Path], Ending]] = {
+ENDINGS: Mapping[str, Callable[[Claim, dict[str, Any], Path, Adopt], Ending]] = {
     "audit": _audited,
     "oracle": _trained,
     "bank": _banked,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from app.store.blobs import blobs, digest
 from app.store.jobs import Claim
 from worker.orders import PATHS
 from worker.supervisor import RunnerDied
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What the operating system says of a disk, or of our share of it, that is full."""
+
+Adopt = Callable[[Claim, Path], str]
+"""Moves a file to the blobs, as ``adopt`` does; ``adopt`` with more patience, perhaps."""
 
 
 class Wanted(str):

@@ -154,7 +154,7 @@ def _cause(error: Exception) -> tuple[str, str]:
     """Return code and detail of an error that nobody raised on purpose."""
     if type(error).__name__ == "OutOfMemoryError":
         return "gpu_out_of_memory", "the accelerator has too little memory for a batch"
-    if _says(error, errno.ENOSPC):
+    if _says(error, errno.ENOSPC) or _says(error, errno.EDQUOT):
         return "storage_full", "the disk has no room for what the work writes"
     if _says(error, errno.EFBIG):
         return "output_too_large", "the work writes a larger file than it may"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
 import threading
 from functools import cache
@@ -52,9 +53,14 @@ class Station:
     def _spawn(self) -> Runner:
         folder = Path(self.home.path, secrets.token_hex(8))
         folder.mkdir(mode=0o700)
-        return Runner(
-            folder, threads=settings().torch_threads, module=self._module, together=_together()
-        )
+        try:
+            return Runner(
+                folder, threads=settings().torch_threads, module=self._module, together=_together()
+            )
+        except OSError:
+            for left in (folder, folder.with_name(f"{folder.name}.in")):
+                shutil.rmtree(left, ignore_errors=True)
+            raise
 
 
 def _together() -> bool:

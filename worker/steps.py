@@ -28,7 +28,7 @@ from core.policies import ladder
 from core.situation import Policy, Situation
 from worker import gathering
 from worker.lease import OUTAGE
-from worker.parcels import adopt, check_digest, fetch, plain, wanted
+from worker.parcels import NO_ROOM, Adopt, adopt, check_digest, fetch, plain, wanted
 from worker.protocol import Checkpoint
 from worker.results import Ending, Result
 from worker.supervisor import RunnerDied
@@ -112,8 +112,14 @@ def order(claim: Claim, out: Path) -> dict[str, Any]:
     return made
 
 
-def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
+def seal(claim: Claim, result: dict[str, Any], out: Path, adopt: Adopt = adopt) -> Ending:
     """Move the files of a finished runner to the blobs, and return the transaction that is left.
+
+    Args:
+        claim: of the attempt.
+        result: what the runner said.
+        out: where it left its files.
+        adopt: moves each of them.
 
     Raises:
         RunnerDied: if the result or its files are not what they should be.
@@ -126,25 +132,33 @@ def seal(claim: Claim, result: dict[str, Any], out: Path) -> Ending:
         **gathering.ENDINGS,
     }
     try:
-        return ends[claim.job.kind](claim, result, out)
+        return ends[claim.job.kind](claim, result, out, adopt)
     except ValidationError as error:
         raise RunnerDied(f"runner returned a result with {error.error_count()} errors") from None
 
 
 def keep(claim: Claim, event: Checkpoint, out: Path) -> None:
-    """Take a checkpoint over from the runner, and note it; while the database is away, do not.
+    """Take a checkpoint over from the runner, and note it.
+
+    While the database or the storage is away, or has no room, do not: the training goes on, and
+    the next one may be kept.
 
     Raises:
         RunnerDied: if the file is not what was announced.
         LeaseLost: if the job is not this attempt's any more.
     """
-    check_digest(out / event.file, event.digest)
-    blob = adopt(claim, out / event.file)
+    file = out / event.file
+    check_digest(file, event.digest)
     try:
+        blob = adopt(claim, file)
         with transaction() as session:
             jobs.keep_checkpoint(session, claim, blob=blob, digest=event.digest)
-    except OUTAGE as error:
+    except (*OUTAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+            raise
         _log.warning("checkpoint_not_noted", error=type(error).__name__)
+        # One left after the other would use up the room that the runner has.
+        file.unlink(missing_ok=True)
         return
     failpoint("worker.checkpoint_kept")
 
@@ -228,7 +242,7 @@ def _situation(claim: Claim) -> Situation:
     )
 
 
-def _ingested(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
+def _ingested(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:
     result = Ingested.model_validate(raw)
     index = plain(out / "index.jsonl")
     blob = adopt(claim, out / "records.parquet")
@@ -240,7 +254,7 @@ def _ingested(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
     return end
 
 
-def _converted(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
+def _converted(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:
     result = Converted.model_validate(raw)
     weights = out / result.weights
     size_bytes = check_digest(weights, result.digest)
@@ -260,7 +274,7 @@ def _converted(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
     )
 
 
-def _prepared(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
+def _prepared(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:
     result = Prepared.model_validate(raw)
     blob = None if result.importance is None else adopt(claim, out / result.importance)
     return partial(
@@ -272,7 +286,7 @@ def _prepared(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
     )
 
 
-def _unlearned(claim: Claim, raw: dict[str, Any], out: Path) -> Ending:
+def _unlearned(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:
     result = Unlearned.model_validate(raw)
     rungs = [rung.model_dump(mode="json") for rung in result.rungs]
     cost = {

@@ -7,6 +7,7 @@ the kernel kills it when the *thread* that spawned it ends, so spawn from a thre
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -28,6 +29,12 @@ from worker.protocol import Event, ProtocolError, Ready
 
 TERM_SECONDS = 5.0
 """Between asking a runner to end and killing it."""
+
+KILL_SECONDS = 10.0
+"""After killing it and all that it started, until they are gone."""
+
+PIPE_SECONDS = 5.0
+"""After its end, until nobody can write into its pipes any more."""
 
 _OWN_MEMORY = ("RssAnon:", "RssShmem:")
 """Lines of ``/proc/PID/status``, in KiB; files are in a third."""
@@ -56,6 +63,9 @@ class Runner:
         threads: threads of its numeric libraries; 0 leaves their choice.
         module: what to run; tests put a stand-in here.
         together: whether several processes may have to train together.
+
+    Raises:
+        OSError: if it cannot be started.
     """
 
     def __init__(
@@ -88,8 +98,16 @@ class Runner:
             start_new_session=True,
             umask=0o077,
         )
-        for listen in (self._listen, self._keep_stderr):
-            threading.Thread(target=listen, name="runner", daemon=True).start()
+        self._listeners = [
+            threading.Thread(target=listen, name="runner", daemon=True)
+            for listen in (self._listen, self._keep_stderr)
+        ]
+        try:
+            for listener in self._listeners:
+                listener.start()
+        except RuntimeError as error:
+            self.close()
+            raise OSError(errno.EAGAIN, "no thread can be started") from error
 
     @property
     def pid(self) -> int:
@@ -173,8 +191,13 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
-    def kill(self, term_seconds: float = TERM_SECONDS) -> int:
-        """End the whole process group: ask, wait, kill. Return the exit status."""
+    def kill(self, term_seconds: float = TERM_SECONDS) -> int | None:
+        """End the whole process group: ask, wait, kill.
+
+        Returns:
+            The exit status; None if it hangs in the kernel, which no signal ends. It does nothing
+            of its own any more.
+        """
         self._closed.set()
         if self._process.returncode is None:
             # Nothing is reaped before the last signal, so the group id is still ours.
@@ -183,13 +206,28 @@ class Runner:
             while self.alive and time.monotonic() < deadline:
                 time.sleep(0.02)
             self._signal(signal.SIGKILL)
-        return self._process.wait()
+            deadline = time.monotonic() + KILL_SECONDS
+            while self.memory and time.monotonic() < deadline:
+                time.sleep(0.01)
+            try:
+                self._process.wait(KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                _log.error("runner_left", pid=self.pid)
+        return self._process.returncode
 
     def close(self) -> None:
         """End it if it still runs, and remove its scratch folder."""
         self.kill()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            _close(pipe)
+        _close(self._process.stdin)
+        pipes = (self._process.stdout, self._process.stderr)
+        for pipe, listener in zip(pipes, self._listeners, strict=True):
+            if listener.is_alive():
+                listener.join(PIPE_SECONDS)
+            if listener.is_alive():
+                # Something else holds the other end, and closing ours would wait for it, too.
+                _log.warning("pipe_left", pid=self.pid)
+            else:
+                _close(pipe)
         for folder in (self.scratch, self.inbox):
             shutil.rmtree(folder, ignore_errors=True)
             if folder.exists():
@@ -217,8 +255,6 @@ class Runner:
                 self._pass_on(event)
         except ProtocolError as error:
             ended = error
-        except ValueError:  # the pipe was closed under us by close()
-            return
         self._pass_on(ended)
 
     def _read_line(self) -> bytes | None:
@@ -239,11 +275,8 @@ class Runner:
 
     def _keep_stderr(self) -> None:
         assert self._process.stderr is not None
-        try:
-            while line := self._process.stderr.readline(1024):
-                self._stderr.append(line)
-        except ValueError:  # the pipe was closed under us by close()
-            return
+        while line := self._process.stderr.readline(1024):
+            self._stderr.append(line)
 
 
 def _session(pid: int) -> int | None:

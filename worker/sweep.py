@@ -1,12 +1,17 @@
-"""The thread that recovers everything else: expired leases, unheard bells, bytes without rows.
+"""The threads that recover everything else: expired leases, unheard bells, bytes without rows.
 
-It also watches its own worker: one that hears no bell any more is ended, to be started anew.
+The sweeper also watches its own worker: one that hears no bell any more is ended, to be started
+anew. A storage may take its time, so a thread of its own removes bytes.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -17,6 +22,10 @@ from app.store.failpoints import failpoint
 from app.store.session import settings, transaction
 from worker import garbage
 from worker.alive import deaf
+from worker.lease import OUTAGE
+
+STOP_SECONDS = 5.0
+"""How long each thread may take to end; what it leaves undone any other worker does."""
 
 _log = structlog.get_logger(__name__)
 
@@ -40,41 +49,42 @@ class Sweeper(threading.Thread):
         self._sandbox = sandbox
         self._memory = memory
         self._closing = threading.Event()
+        self._cleaner = Cleaner(self._closing)
+        self._frees_from = 0.0
 
     def run(self) -> None:
         """Sweep until stopped; an outage or an error spoils one pass, not the next."""
-        seconds = settings().sweep_seconds
-        passes = 0
+        self._cleaner.start()
         while not self._closing.is_set():
-            try:
-                every = max(1, int(blobs().listing_seconds / seconds))
-                self._sweep(with_garbage=passes % every == 0)
-                self._end_if_deaf()
-            except Exception:  # noqa: BLE001  # recovery must survive whatever it meets
-                _log.exception("sweep_failed")
-            passes += 1
-            self._closing.wait(seconds)
+            _survive(self._sweep)
+            _survive(self._end_if_deaf)
+            self._closing.wait(settings().sweep_seconds)
 
     def stop(self) -> None:
-        """End the thread and leave the list of living workers."""
+        """End the threads and leave the list of living workers."""
         self._closing.set()
-        self.join()
+        for thread in (self, self._cleaner):
+            if thread.is_alive():
+                thread.join(STOP_SECONDS)
         with transaction() as session:
             workers.leave(session, self._worker)
 
-    def _sweep(self, *, with_garbage: bool) -> None:
-        with transaction() as session:
-            workers.seen(session, self._worker, self._kind, 1, self._sandbox, self._memory)
-            counts = jobs.sweep(session)
-            failpoint("sweep.before_commit")
+    def _sweep(self) -> None:
+        try:
+            with transaction() as session:
+                workers.seen(session, self._worker, self._kind, 1, self._sandbox, self._memory)
+                counts = jobs.sweep(session) if time.monotonic() >= self._frees_from else {}
+                failpoint("sweep.before_commit")
+        except OUTAGE:
+            self._frees_from = math.inf
+            raise
+        if self._frees_from == math.inf:
+            # Leases ran out that nobody could renew: whoever still holds one gets to do so first.
+            self._frees_from = time.monotonic() + 2 * settings().heartbeat_seconds
         failpoint("sweep.after_commit")
         if any(counts.values()):
             _log.info("swept", **counts)
             bell.nudge()
-        garbage.empty_trash()
-        if with_garbage:
-            garbage.collect()
-            homes.remove_leftovers(settings().data_dir)
 
     def _end_if_deaf(self) -> None:
         """End the process if jobs are rung in vain while its worker is idle.
@@ -86,3 +96,41 @@ class Sweeper(threading.Thread):
             _log.error("worker_deaf", worker=self._worker)
             # Not by asking: a consumer that hears nothing may not hear that either.
             os._exit(1)
+
+
+class Cleaner(threading.Thread):
+    """Removes bytes that nothing names any more, every ``sweep_seconds``.
+
+    Args:
+        closing: ends it.
+    """
+
+    def __init__(self, closing: threading.Event) -> None:
+        super().__init__(name="cleaner", daemon=True)
+        self._closing = closing
+        self._search_at = 0.0
+
+    def run(self) -> None:
+        """Clean until ``closing`` is set; what fails is tried again, and keeps nothing else."""
+        while not self._closing.is_set():
+            self._clean()
+            self._closing.wait(settings().sweep_seconds)
+
+    def _clean(self) -> None:
+        _survive(partial(garbage.empty_trash, self._closing))
+        _survive(self._search)
+
+    def _search(self) -> None:
+        """Look for garbage, which takes a list of all keys, so not at every pass."""
+        if time.monotonic() < self._search_at:
+            return
+        self._search_at = time.monotonic() + blobs().listing_seconds
+        _survive(partial(garbage.collect, self._closing))
+        homes.remove_leftovers(settings().data_dir)
+
+
+def _survive(act: Callable[[], object]) -> None:
+    try:
+        act()
+    except Exception:  # noqa: BLE001  # recovery must survive whatever it meets
+        _log.exception("sweep_failed")

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.errors import InvalidInput
+from core.errors import Interrupted, InvalidInput
 from worker import runner
 
 
@@ -58,6 +58,10 @@ def bug(*, out: Path, report: Any) -> dict[str, Any]:
 
 def starve(*, out: Path, report: Any) -> dict[str, Any]:
     raise MemoryError
+
+
+def overdraw(*, out: Path, report: Any) -> dict[str, Any]:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
 def crash(*, out: Path, report: Any) -> dict[str, Any]:
@@ -227,6 +231,11 @@ def _how(attempt: Any) -> str:
     return "done"
 
 
+def stop(*, out: Path, report: Any) -> dict[str, Any]:
+    """Say that somebody asked it to."""
+    raise Interrupted
+
+
 def not_json(*, out: Path, report: Any) -> dict[str, Any]:
     return {"value": float("inf")}
 
@@ -241,5 +250,5 @@ def _is_channel(descriptor: Path) -> bool:
 
 if __name__ == "__main__":
     works = (tell, shout, steps, refuse, bug, starve, crash, hang, babble, not_json)
-    works += (escape, work, fill, flood, hoard, litter, overflow, share, fork, spin)
+    works += (escape, work, fill, flood, hoard, litter, overflow, share, fork, spin, stop, overdraw)
     runner.main(lambda: {work.__name__: work for work in works})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from core.errors import InvalidInput
+from core.errors import Interrupted, InvalidInput
 from worker import runner
 
 RESULT = {
@@ -27,12 +28,10 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
     match source.read_text().split():
         case ["refuse"]:
             raise InvalidInput("dataset_empty", "the dataset holds no records")
-        case ["crash"]:
-            os.kill(os.getpid(), 9)
-        case ["hang"]:
-            time.sleep(600)
-        case ["nap"]:
-            time.sleep(0.8)
+        case ["crash" | "stop" as way]:
+            _leave(way)
+        case ["hang" | "nap" | "linger" as way]:
+            _stay(way)
         case ["link"]:
             (out / "records.parquet").unlink()
             (out / "records.parquet").symlink_to("/etc/passwd")
@@ -47,6 +46,19 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
         case ["short"]:
             return {"num_train": 1}
     return RESULT
+
+
+def _stay(way: str) -> None:
+    if way == "linger":
+        subprocess.Popen(["sleep", "600"])
+    else:
+        time.sleep(600 if way == "hang" else 0.8)
+
+
+def _leave(way: str) -> None:
+    if way == "stop":
+        raise Interrupted
+    os.kill(os.getpid(), 9)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from tests.worker.test_lease import Answer, Ledger
-from worker.attempt import Draining, accompany
+from worker.attempt import Draining, _is_full, accompany
 from worker.lease import CancelRequested, Heartbeat, LeaseLost
 from worker.protocol import Done, Failed, Progress
 from worker.supervisor import Runner, RunnerDied
@@ -89,6 +93,18 @@ def test_a_closing_worker_finishes_what_is_nearly_done(spawn: Spawn) -> None:
     assert isinstance(done, Done)
 
 
+def test_a_runner_that_stops_unasked_is_dead(spawn: Spawn) -> None:
+    with pytest.raises(RunnerDied, match="stopped unasked"):
+        run(spawn(), "stop", Ledger(Answer()))
+
+
+def test_a_runner_that_was_asked_by_others_ends_with_its_worker(spawn: Spawn) -> None:
+    closing, runner = threading.Event(), spawn()
+    closing.set()
+    with pytest.raises(Draining):
+        run(runner, "stop", Ledger(Answer()), closing=closing, drain_seconds=30.0)
+
+
 def test_a_killed_runner_is_dead(spawn: Spawn) -> None:
     runner, ledger = spawn(), Ledger(Answer())
 
@@ -114,3 +130,22 @@ def test_the_bench_is_refilled_once_the_job_is_under_way(spawn: Spawn) -> None:
     with pytest.raises(Draining):
         run(spawn(), "hang", Ledger(Answer()), closing=closing, settled=settled)
     assert calls == 1
+
+
+@pytest.mark.parametrize("free", [0, 2**40])
+def test_a_disk_without_room_for_us_is_full(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether all of it is used up, or our share."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    probe = MagicMock()
+    over_quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    probe.return_value.__enter__.return_value.write.side_effect = over_quota
+    monkeypatch.setattr("tempfile.TemporaryFile", probe)
+    assert _is_full(tmp_path)
+
+
+def test_a_disk_with_room_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.attempt.LITTLE_BYTES", 1)
+    assert not _is_full(tmp_path)
+    assert list(tmp_path.iterdir()) == []

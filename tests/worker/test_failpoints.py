@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import select, update
+from structlog.testing import capture_logs
 
 from app.settings import Settings
 from app.store import clock, jobs
 from app.store import session as sessions
-from app.store.blobs import blobs
+from app.store.blobs import Folder, StorageAway, blobs, digest
 from app.store.errors import Unavailable
 from app.store.failpoints import failpoint
+from app.store.jobs import Claim
 from app.store.session import reading, transaction
 from app.store.tables import Dataset, Job, Record
 from tests.trip import blobs_fail
 from tests.worker.test_jobs import dataset_of, find, queue
-from worker import garbage
+from worker import garbage, steps
 from worker.jobs import run_job
+from worker.protocol import Checkpoint
 from worker.station import Station
 
 
@@ -70,6 +76,105 @@ def test_an_outage_before_the_claim_leaves_the_job_queued(
     assert (find(job_id).status, find(job_id).attempts) == ("queued", 0)
     run_job(job_id)
     assert find(job_id).status == "succeeded"
+
+
+def test_a_used_up_quota_puts_a_job_off(here: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = queue("ok")
+    monkeypatch.setattr(Folder, "adopt", Mock(side_effect=OSError(errno.EDQUOT, "over quota")))
+    run_job(job_id)
+    job = find(job_id)
+    assert (job.status, job.attempts, job.held_for) == ("queued", 0, "storage_full")
+
+
+def storage_away(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], times: int = 3) -> None:
+    """Have the first files of attempts not be taken, and ``act`` meanwhile."""
+    monkeypatch.setattr("worker.attempt.AWAY_PAUSE_SECONDS", 0.01)
+    really_adopt, failed = Folder.adopt, 0
+
+    def adopt(store: Folder, path: Path, key: str) -> None:
+        nonlocal failed
+        if "/jobs/" in key and failed < times:
+            failed += 1
+            act()
+            raise StorageAway
+        really_adopt(store, path, key)
+
+    monkeypatch.setattr(Folder, "adopt", adopt)
+
+
+def test_finished_work_waits_for_its_storage(
+    here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue("ok")
+    storage_away(monkeypatch, lambda: None)
+    run_job(job_id)
+    assert (find(job_id).status, find(job_id).epoch) == ("succeeded", 1)
+
+
+def test_finished_work_waits_no_longer_than_its_worker(
+    here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue("ok")
+    storage_away(monkeypatch, here.closing.set)
+    run_job(job_id)
+    assert (find(job_id).status, find(job_id).attempts) == ("queued", 0)
+
+
+def test_finished_work_does_not_wait_for_ever(
+    here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue("ok")
+    monkeypatch.setattr("worker.attempt.GRACE_SECONDS", -1.0)
+    storage_away(monkeypatch, lambda: None)
+    run_job(job_id)
+    assert (find(job_id).status, find(job_id).attempts) == ("queued", 0)
+
+
+def test_work_that_waits_for_its_storage_is_cancelled(
+    here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue("ok")
+
+    def cancel() -> None:
+        with transaction() as session:
+            jobs.cancel(session, find(job_id).tenant_id, job_id)
+
+    storage_away(monkeypatch, cancel, times=1000)
+    run_job(job_id)
+    assert find(job_id).status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "error", [StorageAway(), OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "over quota")]
+)
+def test_a_checkpoint_that_nobody_takes_is_let_go_of(
+    settings: Settings, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, event, file = a_checkpoint(settings)
+    monkeypatch.setattr(Folder, "adopt", Mock(side_effect=error))
+    with capture_logs() as logs:
+        steps.keep(claim, event, file.parent)
+    assert [log["event"] for log in logs] == ["checkpoint_not_noted"]
+    assert not file.exists(), "they do not pile up"
+    assert find(claim.job.id).checkpoint_blob is None
+
+
+def test_a_disk_that_is_broken_ends_the_attempt(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, event, file = a_checkpoint(settings)
+    monkeypatch.setattr(Folder, "adopt", Mock(side_effect=OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        steps.keep(claim, event, file.parent)
+
+
+def a_checkpoint(settings: Settings) -> tuple[Claim, Checkpoint, Path]:
+    with transaction() as session:
+        claim = jobs.claim(session, queue("ok"), "w")
+    assert claim is not None
+    file = settings.data_dir / "checkpoint-1.safetensors"
+    file.write_bytes(b"state")
+    return claim, Checkpoint(event="checkpoint", file=file.name, digest=digest(file)), file
 
 
 def test_a_failpoint_strikes_once_and_at_its_turn(settings: Settings) -> None:

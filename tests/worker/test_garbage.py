@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from app.settings import Settings
 from app.store import session as sessions
 from app.store import trash
-from app.store.blobs import blobs
+from app.store.blobs import Blobs, Folder, StorageAway, blobs
 from app.store.session import reading, transaction
 from app.store.tables import Base, Dataset, Job
 from tests.worker.test_jobs import dataset_of, find, here, queue  # noqa: F401  # a fixture
@@ -131,3 +131,86 @@ def test_a_job_waits_for_a_storage_that_is_away(here: Station) -> None:  # noqa:
     run_job(job_id)
     job = find(job_id)
     assert (job.status, job.attempts, job.runner_deaths) == ("queued", 0, 0)
+
+
+def thrown(*keys: str) -> None:
+    """Store something under each key, and throw it away in this order."""
+    for key in keys:
+        folder = blobs().scratch()
+        (folder / "f").write_text("x")
+        blobs().adopt(folder / "f", key)
+        with transaction() as session:
+            trash.throw(session, key)
+
+
+@pytest.mark.parametrize("error", [PermissionError(), StorageAway(), ValueError()])
+def test_bytes_that_cannot_be_removed_keep_no_others(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thrown("t/1", "t/2", "t/3")
+    really_delete = type(blobs()).delete
+
+    def delete(store: Blobs, key: str) -> None:
+        if key == "t/2":
+            raise error
+        really_delete(store, key)
+
+    monkeypatch.setattr(type(blobs()), "delete", delete)
+    monkeypatch.setattr(garbage, "BATCH", 1)
+    with capture_logs() as logs:
+        assert garbage.empty_trash() == 2
+    kept = [(log["log_level"], log["key"]) for log in logs if log["event"] == "trash_kept"]
+    assert kept == [("error", "t/2")]
+    with reading() as session:
+        assert trash.pending(session) == ["t/2"]
+    assert keys() == {"t/2"}
+
+
+def test_a_folder_in_the_place_of_a_file_keeps_nothing_else() -> None:
+    if isinstance(blobs(), Folder):
+        (sessions.settings().data_dir / "blobs" / "a").mkdir()
+        with transaction() as session:
+            trash.throw(session, "a")
+    thrown("b")
+    assert garbage.empty_trash() == 1
+    assert keys() == set()
+
+
+def test_an_orphan_that_cannot_be_removed_keeps_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue("ok")
+    thrown("a", "b")
+    with transaction() as session:
+        trash.removed(session, ["a", "b"])
+    age(-5.0)
+    really_delete = type(blobs()).delete
+
+    def delete(store: Blobs, key: str) -> None:
+        if key == "a":
+            raise PermissionError
+        really_delete(store, key)
+
+    monkeypatch.setattr(type(blobs()), "delete", delete)
+    assert garbage.collect() == (["b"], [])
+
+
+def test_a_storage_that_is_away_ends_the_pass_and_what_is_gone_is_struck_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thrown("t/1", "t/2", "t/3")
+    asked: list[str] = []
+
+    def delete(_: Blobs, key: str) -> None:
+        asked.append(key)
+        if key != "t/1":
+            raise StorageAway
+
+    def check(_: Blobs) -> None:
+        raise StorageAway
+
+    monkeypatch.setattr(type(blobs()), "delete", delete)
+    monkeypatch.setattr(type(blobs()), "check", check)
+    with pytest.raises(StorageAway):
+        garbage.empty_trash()
+    assert asked == ["t/1", "t/2"]
+    with reading() as session:
+        assert trash.pending(session) == ["t/2", "t/3"]

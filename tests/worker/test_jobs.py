@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -15,9 +16,10 @@ from app.store import session as sessions
 from app.store.blobs import blobs
 from app.store.session import reading, transaction
 from app.store.tables import Dataset, Job, Record
-from worker import garbage
+from worker import garbage, steps
 from worker.jobs import run_job
 from worker.station import Station
+from worker.supervisor import Runner
 
 
 @pytest.fixture
@@ -118,7 +120,9 @@ def test_a_refusal_ends_the_job_with_its_code(settings: Settings, here: Station)
     assert scratch_is_empty(settings, here)
 
 
-@pytest.mark.parametrize("what", ["crash", "link", "hardlink", "nothing", "nonsense", "short"])
+@pytest.mark.parametrize(
+    "what", ["crash", "stop", "link", "hardlink", "nothing", "nonsense", "short"]
+)
 def test_a_bad_runner_is_tried_again_and_then_given_up(
     what: str, settings: Settings, here: Station
 ) -> None:
@@ -230,6 +234,29 @@ def test_a_late_result_is_refused(here: Station, monkeypatch: pytest.MonkeyPatch
     assert blobs().exists(orphan)
     garbage.collect()
     assert not blobs().exists(orphan)
+
+
+def test_a_runner_is_gone_before_its_files_are_checked(
+    here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it started could change them once they are checked."""
+    taken: list[Runner] = []
+    left: list[int] = []
+    take, seal = here.bench.take, steps.seal
+
+    def take_noted() -> Runner:
+        taken.append(take())
+        return taken[-1]
+
+    def seal_noted(*arguments: Any) -> Any:
+        left.append(taken[-1].memory)
+        return seal(*arguments)
+
+    monkeypatch.setattr(here.bench, "take", take_noted)
+    monkeypatch.setattr("worker.steps.seal", seal_noted)
+    job_id = queue("linger")
+    run_job(job_id)
+    assert (find(job_id).status, left) == ("succeeded", [0])
 
 
 def test_orphans_are_spared_while_their_attempt_runs(settings: Settings) -> None:

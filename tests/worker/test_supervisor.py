@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from worker.protocol import Done, Event, Failed, Progress, ProtocolError, Ready, parse
 from worker.supervisor import Runner, RunnerDied
@@ -105,6 +107,7 @@ def test_progress_is_throttled_but_a_new_phase_is_always_told(spawn: Spawn) -> N
     [
         ("refuse", "model_non_finite"),
         ("starve", "out_of_memory"),
+        ("overdraw", "storage_full"),
         ("bug", "internal"),
         ("not_json", "internal"),
     ],
@@ -152,6 +155,56 @@ def test_close_removes_the_scratch_folder(spawn: Spawn) -> None:
     (runner.out / "file").write_text("weights")
     runner.close()
     assert not runner.scratch.exists()
+
+
+def test_a_runner_that_no_signal_ends_holds_nobody(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = spawn()
+
+    def wait(timeout: float | None = None) -> int:
+        assert timeout is not None, "it would wait for ever"
+        raise subprocess.TimeoutExpired("runner", timeout)
+
+    monkeypatch.setattr(runner._process, "wait", wait)
+    with capture_logs() as logs:
+        assert runner.kill() is None
+        runner.close()
+    assert ("error", "runner_left") in [(log["log_level"], log["event"]) for log in logs]
+    assert not runner.scratch.exists()
+
+
+LEAVING = """
+import pathlib, subprocess, sys, time
+code = "import time; time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
+pathlib.Path("draft").write_text(str(child.pid))
+pathlib.Path("draft").rename("child")
+time.sleep(600)
+"""
+
+
+def test_a_pipe_that_somebody_else_holds_open_holds_nobody(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.supervisor.PIPE_SECONDS", 0.1)
+    command = [sys.executable, "-S", "-c", LEAVING]
+    monkeypatch.setattr("worker.supervisor.sandbox.command", lambda *_, **__: command)
+    runner = spawn()
+    while not (runner.scratch / "child").exists():
+        time.sleep(0.01)
+    child = int((runner.scratch / "child").read_text())
+    closing = threading.Thread(target=runner.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    was_held = closing.is_alive()
+    os.kill(child, signal.SIGKILL)
+    closing.join(20)
+    assert not was_held
+    assert not runner.scratch.exists()
+    for listener in runner._listeners:
+        listener.join(20)
+    runner.close()
 
 
 def test_a_runner_waits_ready_for_its_order(spawn: Spawn) -> None:

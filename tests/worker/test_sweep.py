@@ -1,15 +1,134 @@
-"""What the sweeper removes beside the jobs' own."""
+"""What the sweeper and the cleaner do beside the jobs' own, and what keeps them from it."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+
 from app.settings import Settings
-from app.store.blobs import blobs
+from app.store import clock, jobs, trash, workers
+from app.store import session as sessions
+from app.store.blobs import Folder, blobs
+from app.store.session import reading, transaction
+from app.store.tables import Job
 from tests.store.test_homes import leave
-from worker.sweep import Sweeper
+from tests.trip import database_fails
+from tests.worker.test_jobs import find, queue
+from tests.worker.test_lease import eventually
+from worker.sweep import Cleaner, Sweeper
 
 
-def test_what_a_killed_service_had_in_scratch_is_removed(settings: Settings) -> None:
+@pytest.fixture
+def mute(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A storage that never answers who removes something; set once it is asked."""
+    answers, held = threading.Event(), threading.Event()
+
+    def delete(*_: object) -> None:
+        held.set()
+        answers.wait()
+
+    monkeypatch.setattr(Folder, "delete", delete)
+    monkeypatch.setattr("worker.sweep.STOP_SECONDS", 0.1)
+    yield held
+    answers.set()
+    for thread in threading.enumerate():
+        if isinstance(thread, Cleaner):
+            thread.join(10)
+
+
+@pytest.mark.parametrize("failing", [(), ("empty_trash", "collect")])
+def test_what_a_killed_service_had_in_scratch_is_removed(
+    settings: Settings, failing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in failing:
+        monkeypatch.setattr(f"worker.garbage.{name}", Mock(side_effect=OSError))
     left = leave(blobs())
     (left / "upload").write_bytes(b"somebody's records")
-    Sweeper("w", "embedded")._sweep(with_garbage=True)
+    Cleaner(threading.Event())._clean()
     assert not left.exists()
+
+
+def test_a_deaf_worker_ends_although_it_cannot_sweep(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeper = Sweeper("w", "celery")
+    exits = Mock(side_effect=lambda _: sweeper._closing.set())
+    monkeypatch.setattr("worker.sweep.os._exit", exits)
+    monkeypatch.setattr("worker.sweep.deaf", lambda _: True)
+    monkeypatch.setattr("worker.sweep.jobs.sweep", Mock(side_effect=ZeroDivisionError))
+    sweeper.start()
+    assert eventually(lambda: exits.call_count == 1)
+    sweeper.stop()
+
+
+def test_leases_are_recovered_while_the_storage_is_mute(
+    settings: Settings, mute: threading.Event
+) -> None:
+    sessions.configure(settings.model_copy(update={"sweep_seconds": 0.05, "lease_seconds": 0.5}))
+    with transaction() as session:
+        trash.throw(session, "t/1")
+    sweeper = Sweeper("w", "embedded")
+    sweeper.start()
+    assert mute.wait(10)
+    job_id = queue("ok")
+    with transaction() as session:
+        assert jobs.claim(session, job_id, "gone") is not None
+        workers.leave(session, "w")
+    assert eventually(lambda: find(job_id).lost_leases == 1)
+    with reading() as session:
+        assert [worker.id for worker in workers.live(session)] == ["w"]
+    sweeper.stop()
+
+
+def test_after_an_outage_the_holders_of_leases_come_first(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("worker.sweep.time", SimpleNamespace(monotonic=lambda: now))
+    sessions.configure(settings.model_copy(update={"heartbeat_seconds": 10.0}))
+    job_id, sweeper = queue("ok"), Sweeper("w", "embedded")
+    with transaction() as session:
+        assert jobs.claim(session, job_id, "v") is not None
+        session.execute(update(Job).values(lease_until=clock.now() - 1))
+    with database_fails(1), pytest.raises(OperationalError):
+        sweeper._sweep()
+    now += 60.0
+    sweeper._sweep()
+    with reading() as session:
+        assert [worker.id for worker in workers.live(session)] == ["w"]
+    now += 19.0
+    sweeper._sweep()
+    assert find(job_id).lost_leases == 0
+    now += 2.0
+    sweeper._sweep()
+    assert find(job_id).lost_leases == 1
+
+
+def test_a_worker_ends_while_the_storage_is_mute(settings: Settings, mute: threading.Event) -> None:
+    with transaction() as session:
+        trash.throw(session, "t/1")
+    sweeper = Sweeper("w", "embedded")
+    sweeper.start()
+    assert mute.wait(10)
+    stopping = threading.Thread(target=sweeper.stop, daemon=True)
+    stopping.start()
+    stopping.join(10)
+    assert not stopping.is_alive()
+    with reading() as session:
+        assert workers.live(session) == []
+
+
+def test_an_ending_worker_removes_nothing_more(settings: Settings) -> None:
+    closing = threading.Event()
+    closing.set()
+    with transaction() as session:
+        trash.throw(session, "t/1")
+    Cleaner(closing)._clean()
+    with reading() as session:
+        assert trash.pending(session) == ["t/1"]
