@@ -21,7 +21,7 @@ from app.store.blobs import blobs
 from app.store.failpoints import failpoint
 from app.store.session import settings, transaction
 from worker import garbage
-from worker.alive import deaf
+from worker.alive import deaf, went_round
 from worker.lease import OUTAGE
 
 STOP_SECONDS = 5.0
@@ -56,6 +56,7 @@ class Sweeper(threading.Thread):
         """Sweep until stopped; an outage or an error spoils one pass, not the next."""
         self._cleaner.start()
         while not self._closing.is_set():
+            _survive(went_round)
             _survive(self._sweep)
             _survive(self._end_if_deaf)
             self._closing.wait(settings().sweep_seconds)

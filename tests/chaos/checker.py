@@ -65,7 +65,9 @@ def _applied_twice(requests: Sequence[Request]) -> int:
 
 
 def _check_requests(requests: Sequence[Request], world: World) -> None:
-    assert not _lost(requests, world), "an acknowledged request was lost"
+    lost = _lost(requests, world)
+    found = [(r.id, r.status, r.problem, r.job_id) for r in requests if r.id in lost]
+    assert not lost, f"acknowledged requests were lost: {lost}; of these the rows are {found}"
     assert not _applied_twice(requests), "a record was forgotten twice"
     assert len(requests) == len(world.acknowledged), "a request appeared twice"
     for request in requests:

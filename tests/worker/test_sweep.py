@@ -21,6 +21,7 @@ from tests.store.test_homes import leave
 from tests.trip import database_fails
 from tests.worker.test_jobs import find, queue
 from tests.worker.test_lease import eventually
+from worker.alive import goes_round
 from worker.sweep import Cleaner, Sweeper
 
 
@@ -64,6 +65,17 @@ def test_a_deaf_worker_ends_although_it_cannot_sweep(
     monkeypatch.setattr("worker.sweep.jobs.sweep", Mock(side_effect=ZeroDivisionError))
     sweeper.start()
     assert eventually(lambda: exits.call_count == 1)
+    sweeper.stop()
+
+
+def test_a_sweeper_goes_its_rounds_although_the_database_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.sweep.jobs.sweep", database_fails)
+    assert not goes_round()
+    sweeper = Sweeper("w", "embedded")
+    sweeper.start()
+    assert eventually(goes_round)
     sweeper.stop()
 
 
