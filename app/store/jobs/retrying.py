@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from .. import references
+from .. import admission, models, references
 from ..endings import lock
 from ..erasing import OPEN
 from ..errors import Conflict, NotFound
@@ -32,6 +32,7 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
             tried again already, or nobody waits for it; ``model_not_active`` if its model was
             deleted; ``version_withdrawn`` if the version that it looked at was; and what
             ``references.queue_bank`` refuses.
+        Unacceptable: ``upload_rejected`` if its model was: no job of that is ever due.
         TooMany: ``queue_quota_exceeded``.
     """
     job = lock(session, tenant_id, job_id)
@@ -46,6 +47,9 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
     model = session.get_one(Model, (tenant_id, job.model_id))
     if model.status != "active":
         raise Conflict("model_not_active", "The model was deleted.")
+    version = models.current(session, model)
+    if version.status == "rejected":
+        raise admission.rejected(version)
     refuse_full_queue(session, tenant_id)
     again = Job(tenant_id=tenant_id, id=new("job"), retry_of_id=job.id)
     for name in SAME:
