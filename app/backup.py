@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import URL, func, inspect, make_url, select
 
 from app import __version__
-from app.store import jobs, tombstones, trash
+from app.store import jobs, keyed, tombstones, trash
 from app.store.blobs import BlobMissing, blobs, digest
 from app.store.errors import ServiceError
 from app.store.homes import Home
@@ -158,6 +158,8 @@ def _restore(given: argparse.Namespace) -> int:
         _copy_in(given.folder / entry.path, entry.path.removeprefix("blobs/"))
     with _restored(file):
         upgrade()
+        if fault := keyed.pepper_fault():
+            raise Refused(fault)
         with transaction() as session:
             jobs.free_all(session)
         changed, left = _replay(stones)

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 
 from sqlalchemy import select
 
-from app.store import keys
+from app.store import keyed, keys
 from app.store.errors import NotFound, ServiceError
 from app.store.scopes import ROLES
 from app.store.session import at_head, reading, settings, transaction, upgrade
@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write("the database is not migrated; run: alembic upgrade head\n")
             return 1
         upgrade()
+    if fault := keyed.pepper_fault():
+        sys.stderr.write(f"{fault}\n")
+        return 1
     status: int = given.run(given)
     return status
 

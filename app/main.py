@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 
 from core.audits import audits as registered
 from core.networks import load_extras, networks
@@ -40,7 +42,7 @@ from .api.server import OPTIONS
 from .api.watch import Watch
 from .dispatch import Dispatcher
 from .settings import get_settings
-from .store import homes
+from .store import homes, keyed
 from .store import session as sessions
 
 __all__ = ["OPTIONS", "api", "build", "main"]
@@ -163,6 +165,17 @@ def _share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
+def _refuse_other_pepper() -> None:
+    """End a process that would take people's references for those of nobody."""
+    try:
+        fault = keyed.pepper_fault()
+    except SQLAlchemyError:
+        # Away, or not migrated, as `/readyz` says. Without the right pepper no key will be good.
+        return
+    if fault is not None:
+        sys.exit(fault)
+
+
 api = build()
 
 
@@ -172,6 +185,7 @@ def main() -> None:
     logs.configure(settings)
     tracing.start(settings)
     load_extras()
+    _refuse_other_pepper()
     try:
         uvicorn.run(api, host=settings.host, port=settings.port, **OPTIONS)
     finally:

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     pepper: SecretStr | None = Field(
         None,
         description="Secret for API keys, subject ids and cursors, at least 32 characters. On "
-        "SQLite a missing one is made and kept in the data folder (mode 0600).",
+        "SQLite a new database gets one, kept in the data folder (mode 0600).",
     )
     pepper_version: int = Field(1, ge=1, description="Version stored beside every keyed hash.")
     docs: bool | None = Field(
@@ -287,6 +287,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """SQLAlchemy URL in force."""
         return self.database_url or f"sqlite+pysqlite:///{(self.data_dir / 'lethe.db').resolve()}"
+
+    @property
+    def has_pepper(self) -> bool:
+        """Whether there is a pepper already; otherwise the first use makes one."""
+        return self.pepper is not None or (self.data_dir / "pepper").exists()
 
     def pepper_bytes(self) -> bytes:
         """The pepper; made once and kept with mode 0600 on the embedded database."""

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text, update
 
 from app import backup
 from app.settings import Settings
-from app.store import datasets, jobs, keys, models, requests, tables, trash
+from app.store import datasets, jobs, keyed, keys, models, requests, tables, trash
 from app.store import session as sessions
 from app.store.blobs import blobs
 from app.store.session import reading, transaction
@@ -174,6 +174,20 @@ def test_what_was_done_at_the_second_try_is_tried_again(small: Path, tmp_path: P
         assert jobs.get(session, tenant, again.job_id).retry_of_id == request.job_id
         assert requests.get(session, tenant, hopeless.id).status == "needs_attention"
         assert session.get_one(tables.ApiKey, (tenant, old.id)).expires_at == ends_at is not None
+
+
+@pytest.mark.parametrize(("pepper", "told"), [("q" * 40, "is not the one"), (None, "is missing")])
+def test_nothing_is_restored_under_another_pepper(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pepper: str, told: str
+) -> None:
+    assert keyed.pepper_fault() is None
+    assert backup.main(["create", str(tmp_path / "second")]) == 0
+    other = Settings(data_dir=tmp_path / "other", database_url="", pepper=pepper)
+    sessions.configure(other)
+    assert backup.main(["restore", str(tmp_path / "second"), "--tombstones", "none"]) == 1
+    assert told in capsys.readouterr().err
+    assert not (other.data_dir / "lethe.db").exists()
+    assert not (other.data_dir / "pepper").exists()
 
 
 def test_a_damaged_backup_is_refused(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,8 +27,11 @@ GRACE_SECONDS = 600.0
 PROGRESS_SECONDS = 0.5
 """News of progress are stored at most this often."""
 
-OUTAGE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, Unavailable)
-"""What the store raises while the database is away."""
+OUTAGE = (
+    *(exc.OperationalError, exc.InterfaceError, exc.TimeoutError, Unavailable),
+    *(exc.InternalError, exc.NotSupportedError),
+)
+"""What the store raises while the database is away or, on the second line, a read-only standby."""
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)

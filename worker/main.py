@@ -25,6 +25,7 @@ from app import logs, tracing
 from app.bell import celery, listen_to
 from app.dispatch import Dispatcher
 from app.settings import get_settings
+from app.store import keyed
 from app.store.session import at_head, settings
 from worker import jobs
 from worker.station import Station, station
@@ -76,11 +77,13 @@ def set_up_logs(**_: object) -> None:
 @worker_init.connect
 @_or_end
 def refuse_to_start(sender: Any, **_: object) -> None:
-    """Refuse a pool of several jobs, a database of another age, and too thin a sandbox."""
+    """Refuse a pool of several jobs, a database of another age or pepper, too thin a sandbox."""
     if sender.pool_cls.__module__ != "celery.concurrency.solo":
         raise SystemExit("this worker runs with -P solo; start one process per job slot")
     if not at_head():
         raise SystemExit("the database is not up to date; run `alembic upgrade head`")
+    if fault := keyed.pepper_fault():
+        raise SystemExit(fault)
     station()
 
 

@@ -24,7 +24,7 @@ from celery.worker import WorkController, state
 from app import logs, tracing
 from app.bell import celery, listen_to
 from app.settings import Settings, get_settings, write_private
-from app.store import jobs, keys
+from app.store import jobs, keyed, keys
 from app.store.session import configure, transaction, upgrade
 from worker.station import station
 from worker.sweep import Sweeper
@@ -143,6 +143,8 @@ def _lock(data_dir: Path) -> IO[str]:
 def _take_over(settings: Settings) -> None:
     """Bring the database up to date and put the affairs of a dead predecessor in order."""
     upgrade()
+    if fault := keyed.pepper_fault():
+        sys.exit(fault)
     if settings.embedded_database:
         # The lock says that nobody else is alive, so every lease and every draft is a dead one's.
         if (settings.data_dir / "scratch").exists():

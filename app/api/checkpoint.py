@@ -82,7 +82,10 @@ def _span(http_request: Request, etag: str, size: int) -> tuple[int, int] | None
         return None
     if http_request.headers.get("if-range", etag) != etag:
         return None
-    match = re.fullmatch(r"\s*bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", asked)
+    unit, _, ranges = asked.partition("=")
+    if unit.strip().lower() != "bytes":
+        return None  # RFC 9110, 14.2: a unit that is not known is ignored
+    match = re.fullmatch(r"\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", ranges)
     first, last = match.groups() if match else ("", "")
     if first:
         start, end = int(first), min(int(last) + 1 if last else size, size)

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse
 from core.findings import Finding, Gate, Processes, Rung
 
 from ..store import audits, jobs, tables
-from ..store.errors import BadRequest, Conflict, NotFound
+from ..store.errors import BadRequest, Conflict, NotFound, Unacceptable
 from ..store.keys import Caller
 from ..store.session import reading
 from ..store.status import EVIDENCE_KINDS, JOB_TERMINAL, JobKind, JobStatus
@@ -197,7 +197,7 @@ def cancel_job(
     status_code=202,
     operation_id="retry_job",
     response_model=Job,
-    responses=problems(NotFound, Conflict),
+    responses=problems(NotFound, Conflict, Unacceptable),
 )
 def retry_job(
     caller: Annotated[Caller, requires("jobs:retry")],
@@ -304,7 +304,8 @@ def _links(row: tables.Job, served: list[str], version: tables.Version | None) -
     links = {"self": f"/jobs/{row.id}"}
     if row.status not in JOB_TERMINAL:
         links["cancel"] = f"/jobs/{row.id}/cancel"
-    if row.status == "failed" and row.kind in ("unlearn", *EVIDENCE_KINDS):
+    was_rejected = row.error is not None and row.error["code"] == "upload_rejected"
+    if row.status == "failed" and row.kind in ("unlearn", *EVIDENCE_KINDS) and not was_rejected:
         links["retry"] = f"/jobs/{row.id}/retry"
     if served:
         links["request"] = f"/unlearn-requests/{served[0]}"

@@ -12,7 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -33,6 +39,8 @@ from .validation import parameter_refusal
 
 MEDIA_TYPE = "application/problem+json"
 RETRYABLE = frozenset({429, 503, 507})
+STANDBY = (InternalError, NotSupportedError)
+"""What PostgreSQL says to a write, or to the beginning of one, where it may only be read."""
 log = structlog.get_logger("lethe.api")
 
 
@@ -139,8 +147,8 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(ServiceError, _service_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
     api.add_exception_handler(HTTPException, _http_exception)
-    api.add_exception_handler(OperationalError, _database_error)
-    api.add_exception_handler(PoolTimeout, _database_error)
+    for away in (OperationalError, InterfaceError, *STANDBY, PoolTimeout):
+        api.add_exception_handler(away, _database_error)
     api.add_exception_handler(IntegrityError, _integrity_error)
     api.add_exception_handler(ClientDisconnect, _client_gone)
     api.add_exception_handler(OSError, _os_error)
@@ -171,10 +179,11 @@ async def _http_exception(http_request: Request, error: Exception) -> Response:
 
 
 async def _database_error(http_request: Request, error: Exception) -> Response:
+    """Say no word on what was changed: what got lost may be the answer of a commit."""
     log.error("database_error", error=type(error).__name__)
     if "disk is full" in str(error):
         return response(http_request, InsufficientStorage(detail="The database's disk is full."))
-    detail = "The database does not answer; nothing was changed."
+    detail = "The database does not answer, or takes no changes now."
     return response(http_request, Unavailable(detail=detail, headers={"Retry-After": "5"}))
 
 

@@ -68,7 +68,7 @@ def usable(
         raise Conflict("model_not_active", "The model was deleted.")
     version = models.current(session, model)
     if version.status == "rejected":
-        raise _rejected(version)
+        raise rejected(version)
     dataset = models.dataset_of(session, model)
     if dataset is None:
         return model, None
@@ -108,7 +108,8 @@ def refuse_selector(model: Model, selector: str) -> None:
     raise Unacceptable("selector_not_applicable", detail, errors=[error])
 
 
-def _rejected(version: Version) -> Unacceptable:
+def rejected(version: Version) -> Unacceptable:
+    """The refusal of anything that names a rejected model, with its cause."""
     cause = version.rejection or {}
     return Unacceptable(
         "upload_rejected",

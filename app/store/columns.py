@@ -63,6 +63,10 @@ class Rows(TypeDecorator[Any]):
         """Unpack to int64[N]."""
         return None if value is None else unpack(value)
 
+    def compare_values(self, x: Any, y: Any) -> bool:
+        """Whether they are the same rows; ``==`` of arrays does not say, or raises."""
+        return np.array_equal(x, y)
+
 
 def unpack(packed: bytes) -> Any:
     """Unpack one or several sets of rows, one after the other, to their union: int64[N], sorted."""

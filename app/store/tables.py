@@ -511,3 +511,13 @@ class Trash(Base):
 
     blob: Mapped[str] = mapped_column(String(512), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(default=_now)
+
+
+class PepperCheck(Base):
+    """What the pepper makes of a fixed text: the one row tells it from another pepper."""
+
+    __tablename__ = "pepper_checks"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, default=1)
+    digest: Mapped[str] = mapped_column(String(64))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, NotSupportedError, OperationalError
 from sqlalchemy.orm import Session
 from structlog.testing import capture_logs
 
@@ -52,24 +52,29 @@ def test_A26_database_down(tenant: Tenant, settings: Settings) -> None:
     assert problem["retryable"] is True
 
 
-@pytest.fixture
-def failing_commit() -> Iterator[None]:
+@pytest.fixture(params=[OperationalError, InterfaceError, InternalError, NotSupportedError])
+def failing_commit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let every commit fail."""
 
     def fail(_: Session) -> None:
-        raise OperationalError("commit", {}, Exception("gone"))
+        raise request.param("commit", {}, Exception("gone"))
 
     event.listen(Session, "before_commit", fail)
     yield
     event.remove(Session, "before_commit", fail)
 
 
-def test_no_answer_before_the_commit(tenant: Tenant, request: pytest.FixtureRequest) -> None:
+@pytest.fixture
+def model_id(tenant: Tenant) -> str:
+    return tenant.ready_model()
+
+
+def test_no_answer_before_the_commit(tenant: Tenant, model_id: str, failing_commit: None) -> None:
     """A commit that fails must be seen by the caller, not after a 204 is on its way."""
-    model_id = tenant.ready_model()
-    request.getfixturevalue("failing_commit")
     bell.nudged.clear()
-    assert_problem(tenant.call("DELETE", f"/models/{model_id}"), 503, "database_unavailable")
+    answer = tenant.call("DELETE", f"/models/{model_id}")
+    problem = assert_problem(answer, 503, "database_unavailable")
+    assert "nothing" not in problem["detail"], "the commit may have come through"
     assert_problem(tenant.forget(model_id), 503, "database_unavailable")
     assert not bell.nudged.is_set()
 

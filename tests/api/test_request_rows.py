@@ -414,3 +414,18 @@ def test_idempotent_upload(tenant: Tenant) -> None:
     assert_problem(answers[2], 422, "idempotency_key_reused", scratch=tenant.scratch)
     with reading() as session:
         assert session.scalar(select(func.count()).select_from(tables.Dataset)) == 1
+
+
+def test_nothing_is_tried_again_for_a_rejected_model(tenant: Tenant) -> None:
+    model_id = tenant.model()
+    job_id = tenant.forget(model_id).json()["job_id"]
+    with transaction() as session:
+        chosen = select(tables.Job.id).where(tables.Job.kind == "prepare")
+        held = jobs.claim(session, session.scalars(chosen).one(), "w")
+        assert held is not None
+        jobs.fail(session, held, "non_finite_weights", "-", retryable=False)
+    job = tenant.get(f"/jobs/{job_id}").json()
+    assert job["error"]["code"] == "upload_rejected"
+    assert "retry" not in job["links"]
+    answer = tenant.call("POST", f"/jobs/{job_id}/retry", json={})
+    assert_problem(answer, 422, "upload_rejected")

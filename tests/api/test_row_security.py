@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import Connection, event, make_url, select
 from sqlalchemy.orm import Session
 
 from app.settings import Settings
@@ -15,7 +15,7 @@ from app.store.errors import NotFound
 from app.store.session import transaction
 from tests.store.conftest import migrated_postgres, roles, settings_of  # noqa: F401  # fixtures
 
-from .world import Tenant
+from .world import Tenant, assert_problem
 
 pytestmark = pytest.mark.postgres
 
@@ -88,3 +88,16 @@ def test_every_kind_of_call_works_under_the_role(tenant: Tenant) -> None:
     key_id = tenant.get("/me").json()["key"]["id"]
     assert tenant.call("POST", f"/api-keys/{key_id}/rotate", json={}).status_code == 201
     assert tenant.call("DELETE", f"/models/{model_id}").status_code == 204
+
+
+def only_read(connection: Connection) -> None:
+    connection.exec_driver_sql("set transaction read only")
+
+
+def test_a_standby_reads_and_is_an_outage_for_writes(tenant: Tenant) -> None:
+    model_id = tenant.ready_model()
+    event.listen(session.engine(), "begin", only_read)
+    assert tenant.get(f"/models/{model_id}").status_code == 200
+    answer = tenant.call("DELETE", f"/models/{model_id}")
+    assert_problem(answer, 503, "database_unavailable")
+    assert answer.headers["retry-after"] == "5"

@@ -150,6 +150,24 @@ def test_requests_overtaken_by_others_owe_nothing(store: World) -> None:
     assert request.counts["num_already_applied"] == 1
 
 
+def test_a_request_overtaken_in_part_forgets_the_rest(store: World) -> None:
+    model = _model(store)
+    with transaction() as session:
+        factories.a_request(session, store.tenant, model.id)
+        later = factories.a_request(
+            session, store.tenant, model.id, record_ids=["r0", "r1", "r2"], policy="fast"
+        )
+        first, second = jobs_of(session, model.id)
+    with transaction() as session:
+        claim = jobs.claim(session, first, "w")
+        assert claim is not None
+        factories.publish(session, claim)
+    with transaction() as session:
+        claim = jobs.claim(session, second, "w")
+        assert claim is not None
+    assert claim.requests[later.id].tolist() == [1, 2]
+
+
 def test_in_a_shared_job_only_the_overtaken_request_owes_nothing(store: World) -> None:
     model = _model(store)
     with transaction() as session:

@@ -91,6 +91,21 @@ def test_the_window_grows_with_the_workers(store: World) -> None:
     assert len(due()) == 36
 
 
+def test_a_backlog_for_accelerators_keeps_no_upload_waiting(store: World) -> None:
+    with transaction() as session:
+        first = [
+            factories.a_request(
+                session, store.tenant, factories.a_model(session, store.tenant).id
+            ).job_id
+            for _ in range(3)
+        ]
+        _, upload = factories.a_raw_dataset(session, store.tenant)
+    assert due(limit=2) == [upload, *first[:2]]
+    with transaction() as session:
+        jobs.stamp_dispatched(session, first[:2])
+    assert due(limit=2) == [upload]
+
+
 def test_each_of_many_workers_finds_a_job(store: World) -> None:
     """They all ask at once, and are told the same."""
     with transaction() as session:

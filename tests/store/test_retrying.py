@@ -6,7 +6,7 @@ import pytest
 
 from app.store import jobs, models, references, requests, tables
 from app.store import session as sessions
-from app.store.errors import Conflict, NotFound, TooMany
+from app.store.errors import Conflict, NotFound, TooMany, Unacceptable
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
@@ -77,6 +77,20 @@ def test_not_for_a_deleted_model(store: World, failed: tables.Request) -> None:
     with transaction() as session:
         models.delete(session, store.tenant, failed.model_id)
     assert refusal(store, failed.job_id) == "model_not_active"
+
+
+def test_not_for_a_rejected_model(store: World) -> None:
+    """Its request came while the upload was still being checked; no job of it is ever due."""
+    with transaction() as session:
+        model, _, prepare = factories.a_raw_model(session, store.tenant)
+        request = factories.a_request(session, store.tenant, model.id)
+    fail(prepare)
+    with pytest.raises(Unacceptable) as refusal:
+        retry(store, request.job_id)
+    assert (refusal.value.code, refusal.value.extra["cause"]["code"]) == ("upload_rejected", "bad")
+    with reading() as session:
+        found = requests.get(session, store.tenant, request.id)
+        assert (found.status, found.job_id) == ("needs_attention", request.job_id)
 
 
 def test_not_for_an_upload(store: World) -> None:

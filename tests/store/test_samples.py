@@ -160,6 +160,46 @@ def test_one_open_request_for_each(store: World) -> None:
         session.execute(again)
 
 
+@pytest.fixture
+def two(store: World) -> tuple[tables.Request, tables.Request]:
+    """A request that needs attention, and one for the same samples that was published."""
+    model_id, samples = a_model(store), some_samples(store)
+    first = ask(store, model_id, samples)
+    held = claim(first)
+    with transaction() as session:
+        jobs.exhaust(session, held, code="ladder_exhausted", detail="x", rungs=[])
+    second = ask(store, model_id, samples)
+    held = claim(second)
+    with transaction() as session:
+        assert factories.publish(session, held) is not None
+    return first, second
+
+
+def test_whoever_else_asked_for_them_owes_nothing_any_more(
+    store: World, two: tuple[tables.Request, tables.Request]
+) -> None:
+    with reading() as session:
+        first, second = (requests.get(session, store.tenant, each.id) for each in two)
+    assert (first.status, first.outcome, first.problem) == ("completed", "no_influence", None)
+    assert first.completed_at is not None
+    assert first.applied_version_id is None
+    assert (first.counts["num_records"], first.counts["num_already_applied"]) == (0, 3)
+    assert not len(first.rows)
+    assert (second.status, second.outcome) == ("completed", "erased_exact")
+    assert second.counts["num_records"] == 3
+    assert is_erased(store, str(second.samples_dataset_id))
+
+
+def test_erased_samples_are_not_tried_again(
+    store: World, two: tuple[tables.Request, tables.Request]
+) -> None:
+    stuck = update(tables.Request).where(tables.Request.id == two[0].id)
+    with transaction() as session:
+        session.execute(stuck.values(status="needs_attention", completed_at=None))
+    with pytest.raises(Conflict, match="erased"), transaction() as session:
+        jobs.retry(session, store.tenant, two[0].job_id)
+
+
 def test_requests_do_not_share_a_job(sqlite_store: World) -> None:
     model_id = a_model(sqlite_store)
     one = ask(sqlite_store, model_id, some_samples(sqlite_store))

@@ -84,7 +84,8 @@ def test_what_the_ledger_says_reaches_the_job(answer: Answer, error: type[Except
 
 
 def test_an_outage_is_outlasted() -> None:
-    ledger = Ledger(Answer(), outage(), outage(), Answer())
+    standby = exc.InternalError("update", {}, Exception("read-only transaction"))
+    ledger = Ledger(Answer(), outage(), standby, outage(), Answer())
     with Heartbeat(ledger.renew, 0.01) as beat:
         assert eventually(lambda: len(ledger.told) > 5)
         beat.check()

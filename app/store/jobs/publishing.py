@@ -79,7 +79,7 @@ def publish(
     _replace(session, parent, version)
     references.drop(session, model, parent)
     _complete(session, job, outcome, version)
-    erase_samples(session, job.tenant_id, job.dataset_id)
+    _let_samples_go(session, job)
     _queue_prepare(session, parent, version)
     ring_again(session, job)
     return version
@@ -131,7 +131,7 @@ def finish_without_influence(session: Session, claim: Claim) -> None:
     assert claim.version is not None, "the base is fixed at claim"
     end(session, job, "succeeded", epoch=claim.epoch, result=no_influence(claim.version))
     _settle(session, job, outcome="no_influence")
-    erase_samples(session, job.tenant_id, job.dataset_id)
+    _let_samples_go(session, job)
 
 
 def _child(
@@ -226,6 +226,26 @@ def _settle(
     move_requests(
         session, job, ("processing",), condition, status="completed", completed_at=now, **values
     )
+
+
+def _let_samples_go(session: Session, job: Job) -> None:
+    """Erase the records that came along; whoever else asked for them owes nothing any more."""
+    if job.dataset_id is None:
+        return
+    # Under the lock of the dataset, and with these completed, only what needs attention is left.
+    others = select(Request).where(
+        Request.tenant_id == job.tenant_id,
+        Request.samples_dataset_id == job.dataset_id,
+        Request.status == "needs_attention",
+    )
+    for request in session.scalars(others.with_for_update()).all():
+        applied = request.counts["num_already_applied"] + len(request.rows)
+        request.counts = request.counts | {"num_records": 0, "num_already_applied": applied}
+        request.rows = request.rows[:0]
+        request.status, request.outcome, request.problem = "completed", "no_influence", None
+        request.completed_at = datetime.now(UTC)
+    session.flush()
+    erase_samples(session, job.tenant_id, job.dataset_id)
 
 
 def _queue_prepare(session: Session, parent: Version, child: Version) -> None:

@@ -27,16 +27,22 @@ NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def due(session: Session, limit: int | None = None) -> list[str]:
-    """Return ids of jobs to ring, in the order of their turns and at most one per model.
+    """Return ids of jobs to ring: for each need, in the order of their turns, one per model.
 
     Only a window of the queue is ever rung, so that the broker holds tens of ids, whatever waits.
+    Each need has its own: what waits for an accelerator must not keep other workers idle.
 
     Args:
         session: any.
         limit: size of the window; by default twice what the living workers can do at once, and
             at least 32.
     """
-    first = _in_turn().limit(limit or _window(session)).subquery()
+    size = limit or _window(session)
+    return [job_id for need in sorted({*NEEDS.values()}) for job_id in _due(session, need, size)]
+
+
+def _due(session: Session, need: Need, limit: int) -> list[str]:
+    first = _in_turn(kinds_of((need,))).limit(limit).subquery()
     heard_until = clock.now() - sessions.settings().redispatch_seconds
     unheard = or_(first.c.dispatched_at.is_(None), first.c.dispatched_at <= heard_until)
     return [*session.scalars(select(first.c.id).where(unheard).order_by(first.c.number))]
@@ -67,8 +73,8 @@ def needs_of(session: Session, job_ids: Collection[str]) -> dict[str, Need]:
 
 
 @cache  # to put it together takes longer than to run it
-def _in_turn(kinds: tuple[str, ...] | None = None) -> Select[Any]:
-    """Due jobs of all or some kinds, the first of each model, in the order of their turns."""
+def _in_turn(kinds: tuple[str, ...]) -> Select[Any]:
+    """Due jobs of these kinds, the first of each model, in the order of their turns."""
     lane = func.coalesce(Job.model_id, Job.id)
     merit = (
         case((Job.kind.in_(EVIDENCE_KINDS), 1), else_=0),
@@ -80,7 +86,7 @@ def _in_turn(kinds: tuple[str, ...] | None = None) -> Select[Any]:
     place = func.row_number().over(partition_by=lane, order_by=merit).label("place")
     may_run = (
         select(Job.id, Job.tenant_id, Job.dispatched_at, rank, place)
-        .where(is_due(), *([] if kinds is None else [Job.kind.in_(kinds)]))
+        .where(is_due(), Job.kind.in_(kinds))
         .subquery()
     )
     other = aliased(Job)

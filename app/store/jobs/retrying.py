@@ -5,14 +5,14 @@ from __future__ import annotations
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from .. import references
+from .. import admission, models, references
 from ..endings import lock
 from ..erasing import OPEN
 from ..errors import Conflict, NotFound
 from ..ids import new
 from ..quotas import refuse_full_queue
 from ..status import EVIDENCE_KINDS
-from ..tables import Job, Model, Request, Version
+from ..tables import Dataset, Job, Model, Request, Version
 
 SAME = (
     *("kind", "model_id", "dataset_id", "version_id", "policy", "unlearner", "options"),
@@ -29,9 +29,10 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
     Raises:
         NotFound: if the tenant has no such job.
         Conflict: ``state_conflict`` if it has not failed, reads an upload (send that again), is
-            tried again already, or nobody waits for it; ``model_not_active`` if its model was
-            deleted; ``version_withdrawn`` if the version that it looked at was; and what
-            ``references.queue_bank`` refuses.
+            tried again already, nobody waits for it, or its samples are gone;
+            ``model_not_active`` if its model was deleted; ``version_withdrawn`` if the version
+            that it looked at was; and what ``references.queue_bank`` refuses.
+        Unacceptable: ``upload_rejected`` if its model was: no job of that is ever due.
         TooMany: ``queue_quota_exceeded``.
     """
     job = lock(session, tenant_id, job_id)
@@ -46,6 +47,9 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
     model = session.get_one(Model, (tenant_id, job.model_id))
     if model.status != "active":
         raise Conflict("model_not_active", "The model was deleted.")
+    version = models.current(session, model)
+    if version.status == "rejected":
+        raise admission.rejected(version)
     refuse_full_queue(session, tenant_id)
     again = Job(tenant_id=tenant_id, id=new("job"), retry_of_id=job.id)
     for name in SAME:
@@ -81,9 +85,12 @@ def _take_over(session: Session, job: Job, again: Job) -> None:
 
 
 def _refuse_rivals(session: Session, request: Request) -> None:
-    """Refuse if another open request brought the same samples: they belong to one at a time."""
+    """Refuse if another open request has the same samples, or another that is done had them."""
     if request.samples_dataset_id is None:
         return
+    samples = session.get_one(Dataset, (request.tenant_id, request.samples_dataset_id))
+    if samples.status == "deleted":
+        raise Conflict("state_conflict", "The samples were erased: another request forgot them.")
     others = select(Request.id).where(
         Request.tenant_id == request.tenant_id,
         Request.samples_dataset_id == request.samples_dataset_id,
