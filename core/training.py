@@ -9,9 +9,8 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import weights
+from . import batchnorm, weights
 from .assist import Work
 from .checkpoints import Keeper
 from .course import Course, Run
@@ -168,13 +167,9 @@ class Monitor:
 
 
 def _check(model: nn.Module, records: Records, recipe: Recipe) -> None:
-    batchnorm = any(isinstance(module, _BatchNorm) for module in model.modules())
-    if len(records) == 0 or (batchnorm and len(records) == 1):
-        raise InvalidInput(
-            "retain_set_too_small", f"{len(records)} records are too few to train on"
-        )
-    if batchnorm and recipe.batch_size == 1:
-        raise InvalidInput("recipe_invalid", "batch norm can't be trained one record at a time")
+    if len(records) == 0:
+        raise InvalidInput("retain_set_too_small", "0 records are too few to train on")
+    batchnorm.check_batches(model, len(records), recipe.batch_size)
     if recipe.augment and records.images.ndim != 4:
         raise InvalidInput("recipe_invalid", "augmentation is for images, not for features")
 

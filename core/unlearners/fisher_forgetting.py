@@ -28,7 +28,7 @@ from ..errors import Infeasible
 from ..importance import Estimator, estimate
 from ..problem import Problem
 from ..scores import gather
-from ._batchnorm import settle
+from ._batchnorm import settle_at_last
 from ._descent import need_retain
 from ._registry import Need, UnlearnerOptions, unlearners
 
@@ -80,7 +80,7 @@ def fisher_forgetting(problem: Problem, config: FisherForgettingConfig) -> nn.Mo
     problem.keep_masks(problem.model)
     problem.tried.append({"alpha": config.alpha, "estimator": config.estimator})
     problem.model.eval()
-    settle(problem, problem.model)
+    settle_at_last(problem, problem.model)
     problem.progress(1.0, {})
     return problem.model
 
