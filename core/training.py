@@ -69,7 +69,8 @@ def fit(
         extra_loss: added to the cross-entropy of each batch.
         masks: of a pruned model; zeros from the start, and after every step.
         on_start: called once, with the number of steps that were done before an interruption.
-        after_step: called with the number of steps done and the rate of the last one.
+        after_step: called with the number of steps done and the rate of the last one. Other
+            processes of a team do not call it, so with one it must leave the weights alone.
         progress: told about twice a second.
         check_time: called before each step; raises to stop.
         keeper: keeps the state every so often; what it has of this very training is gone on from,
