@@ -119,6 +119,14 @@ def test_the_anamnesis_index_of_an_oracle_is_one():
     assert found.reference_name == "oracle"
 
 
+def test_one_record_and_batch_norm_are_not_learned_again():
+    normed = cases.noise_world(num_train=200, num_holdout=200, noise_dims=20, batch_norm=True)
+    given = cases.evidence(normed, normed.fresh(), cases.first(normed, 1))
+    (found,) = run("relearn_time", given)
+    assert (found.verdict, found.value) == ("inconclusive", None)
+    assert "1 records are too few" in found.reason
+
+
 def test_nothing_is_concluded_where_nothing_was_learned():
     forget = cases.first(world(), 60)
     found = of(relearned(cases.oracle(world(), forget), forget, most_steps=1), "relearn_ratio")

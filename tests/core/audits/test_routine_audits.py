@@ -163,6 +163,14 @@ def test_zrf_is_one_minus_the_mean_divergence_from_fresh_networks():
     assert found.reference_name == "never-seen"
 
 
+def test_zrf_of_one_record_has_no_interval():
+    world = cases.small_world()
+    alone = cases.evidence(world, world.fresh(), cases.first(world, 1))
+    findings = run("zrf", alone)
+    assert [f.interval for f in findings] == [None, None]
+    assert all(f.value is not None for f in findings)
+
+
 def test_zrf_of_an_oracle_is_that_of_never_seen_records():
     world = gaussian_world()
     forget = cases.first(world, 120)
