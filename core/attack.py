@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import MissingEvidence
+from .findings import Verdict
 from .intervals import Estimate, auc_interval, auc_null_sd, equivalence_power
 from .measures import margin, modified_entropy
 from .problem import Evidence
@@ -39,6 +40,17 @@ class Population:
     match: Match
     unmatched: int
     """Forget records of classes without a never-seen record; they are left out."""
+
+    @property
+    def left_out(self) -> str | None:
+        """What to say of the records that could not be compared; None if all were."""
+        if not self.unmatched:
+            return None
+        return f"{self.unmatched} forget records have no never-seen record of their class; left out"
+
+    def judged(self, verdict: Verdict) -> Verdict:
+        """Return the verdict for the whole forget set: what was left out can't have passed."""
+        return "inconclusive" if self.unmatched and verdict == "passed" else verdict
 
     def scores(
         self, model: Literal["before", "after"], score: Score = margin

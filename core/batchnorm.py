@@ -15,6 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .data import Records
 from .determinism import generator
+from .errors import InvalidInput
+
+FEWEST_PER_BATCH = 128
+"""Records of a batch that statistics are measured on. Averaged over smaller ones the variance
+misses what their means differ by."""
 
 _SHUFFLE_SEED = 0
 """Fixed: recalibration is part of a model, not of a run."""
@@ -35,6 +40,26 @@ def moving(model: nn.Module) -> list[Tensor]:
 def learns(model: nn.Module) -> bool:
     """Whether training normalises by the batch, and so depends on how records are put together."""
     return has_batchnorm(model) and not is_frozen(model)
+
+
+def check_batches(model: nn.Module, count: int, batch_size: int) -> None:
+    """Refuse to train by batches of one record, which batch norm can't normalise.
+
+    Args:
+        model: with or without batch norm.
+        count: of the records.
+        batch_size: records per batch.
+
+    Raises:
+        InvalidInput: ``retain_set_too_small`` with one record, ``recipe_invalid`` with batches of
+            one.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
+    if count == 1:
+        raise InvalidInput("retain_set_too_small", "1 records are too few to train on")
+    if batch_size == 1:
+        raise InvalidInput("recipe_invalid", "batch norm can't be trained one record at a time")
 
 
 def is_frozen(model: nn.Module) -> bool:
@@ -59,18 +84,18 @@ def recalibrate(
     Args:
         model: changed in place; a model without batch norm is left as it is.
         records: retained records; unaugmented.
-        batch_size: records per batch.
+        batch_size: records per batch; fewer than ``FEWEST_PER_BATCH`` count as that many.
         device: where the model lives.
         limit: use at most this many records, drawn with a fixed seed.
 
     Raises:
-        ValueError: if there are no records.
+        ValueError: if there are fewer than two records.
     """
     layers = _tracking(model)
     if not layers:
         return
-    if len(records) == 0:
-        raise ValueError("batch norm can't be recalibrated on no records")
+    if len(records) < 2:
+        raise ValueError("batch norm can't be recalibrated on fewer than two records")
     order = torch.randperm(len(records), generator=generator(_SHUFFLE_SEED))[:limit]
     modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
@@ -117,7 +142,7 @@ def _average(
     device: torch.device,
 ) -> None:
     seen = 0
-    for x, _ in records.batches(batch_size, device, even=True):
+    for x, _ in records.batches(max(batch_size, FEWEST_PER_BATCH), device, even=True):
         seen += len(x)
         for layer in layers:
             layer.momentum = len(x) / seen

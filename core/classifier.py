@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .data import Records
 from .errors import Infeasible, MissingEvidence
+from .networks.ensemble import Ensemble
 from .scores import gather
 
 LAYERS = (nn.Linear, _ConvNd)
@@ -28,29 +29,46 @@ def classifier(model: nn.Module) -> tuple[str, nn.Module]:
     return layers[-1]
 
 
+def parts(model: nn.Module) -> list[nn.Module]:
+    """Return what makes logits of its own: the members of an ensemble, else the model itself."""
+    return [*model.members] if isinstance(model, Ensemble) else [model]
+
+
 def penultimate(
     model: nn.Module, records: Records, *, batch_size: int, device: torch.device
 ) -> Tensor:
     """Return features[N, D] in float32 on the CPU: the classifier's input, in eval mode.
 
-    Maps are averaged over their positions, for networks whose classifier is a convolution. Modes
-    are restored.
+    Maps are averaged over their positions, for networks whose classifier is a convolution, and
+    sequences over their tokens. Features of an ensemble are those of its members side by side.
+    Modes are restored.
 
     Raises:
         Infeasible: if the network has no classifier.
         MissingEvidence: if a feature is not finite.
     """
-    found: list[Tensor] = []
+    heads = [classifier(part)[1] for part in parts(model)]
+    found: dict[nn.Module, list[Tensor]] = {head: [] for head in heads}
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0].float().cpu())
+    def keep(head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[head].append(inputs[0].float().cpu())
 
-    hook = classifier(model)[1].register_forward_pre_hook(keep)
+    hooks = [head.register_forward_pre_hook(keep) for head in heads]
     try:
         gather(model, records, batch_size=batch_size, device=device)
     finally:
-        hook.remove()
-    features = torch.cat(found).clone()
+        for hook in hooks:
+            hook.remove()
+    features = torch.cat([_flat(head, torch.cat(found[head])) for head in heads], dim=1)
     if not bool(torch.isfinite(features).all()):
         raise MissingEvidence("some features are not finite")
-    return features.flatten(2).mean(dim=2) if features.ndim > 2 else features
+    return features
+
+
+def _flat(head: nn.Module, features: Tensor) -> Tensor:
+    """Average a head's input over positions: [N, D, ...], or [N, ..., D] where it is linear."""
+    if features.ndim == 2:
+        return features
+    if isinstance(head, nn.Linear):
+        return features.flatten(1, -2).mean(dim=1)
+    return features.flatten(2).mean(dim=2)

@@ -63,10 +63,10 @@ class Weighted(NamedTuple):
 
     @property
     def variance(self) -> float:
-        """Variance of the weighted mean."""
+        """Variance of the weighted mean; infinite for one record, which tells nothing of it."""
         apart = (self.values.double() - self.mean).square()
         left = 1 - float(self.weights.square().sum())
-        return float((self.weights.square() * apart).sum()) / left if left > 0 else 0.0
+        return float((self.weights.square() * apart).sum()) / left if left > 0 else math.inf
 
 
 def alike(values: Tensor) -> Weighted:
@@ -91,6 +91,11 @@ def mean_interval(sample: Weighted, *, level: float = 0.90) -> Estimate:
 def mean_difference(first: Weighted, second: Weighted, *, level: float = 0.90) -> Estimate:
     """Difference of two means of independent records, with its interval."""
     return _around(first.mean - second.mean, first.variance + second.variance, level)
+
+
+def ends(estimate: Estimate) -> tuple[float, float] | None:
+    """Return the interval, or None where it has no end."""
+    return (estimate.low, estimate.high) if math.isfinite(estimate.high) else None
 
 
 def _around(value: float, variance: float, level: float) -> Estimate:

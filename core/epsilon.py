@@ -10,7 +10,8 @@ F of two sets of retrained models, never alone. N models resolve epsilon up to a
 
 Source: Triantafillou et al. 2024, arXiv:2406.09073 (metric of the NeurIPS 2023 challenge).
 Differs: intervals are counted on cumulated ranks, so the search is fast without a GPU; the caller's
-margins stay as they are.
+margins stay as they are. Thresholds are 100 to a unit of the margin, but at most 4 000: where the
+margins of both sides range over more than 40 the grid is coarser.
 """
 
 from __future__ import annotations

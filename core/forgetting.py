@@ -190,6 +190,9 @@ def _comparison(
         f"a perfect model would pass with probability {power:.2f} ({count} forget records, "
         f"{len(attack.match.others)} never-seen ones, band +-{(band[1] - band[0]) / 2:.3f})"
     )
+    said = f"{what}; {odds if enough else _powerless(attack, odds)}"
+    if attack.left_out:
+        said = f"{said}; {attack.left_out}, so that this can't pass"
     return Gate(
         name=name,
         kind="forgetting",
@@ -198,10 +201,10 @@ def _comparison(
         value=estimate.value,
         interval=interval,
         band=band,
-        verdict=verdict_of(interval, band) if enough else "inconclusive",
-        power=power,
+        verdict=attack.judged(verdict_of(interval, band)) if enough else "inconclusive",
+        power=0.0 if attack.unmatched else power,
         examples=count,
-        reason=f"{what}; {odds if enough else _powerless(attack, odds)}",
+        reason=said,
     )
 
 

@@ -96,6 +96,7 @@ def worst_class(evidence: Evidence, *, exact: bool, policy: Policy = "standard")
     at its own level: the largest of the upper ends is a 95 % bound of the largest drop without any
     correction, because the class that truly fell most lies below its own. The lower end needs the
     correction. The power then is that of a model which changes as many answers without any drop.
+    Where a class of the network has no judging record, nothing can pass.
     """
     band = (-1.0, WORST_CLASS_BAND)
     must_pass = policy == "strict" and not exact
@@ -122,6 +123,12 @@ def worst_class(evidence: Evidence, *, exact: bool, policy: Policy = "standard")
             f"probability {power:.2f} with {fewest} records of the rarest class"
         )
     interval = (max(d.low for d in drops.values()), highest)
+    verdict = verdict_of(interval, band)
+    gone = evidence.forget_classes if evidence.selector == "class" else frozenset()
+    unseen = sorted(set(range(evidence.num_classes)) - gone - set(classes))
+    if must_pass and unseen:
+        verdict, power = "inconclusive" if verdict == "passed" else verdict, 0.0
+        said += f"; {len(unseen)} classes without a judging record, such as {unseen[0]}, are open"
     return Gate(
         name="worst_class",
         kind="utility",
@@ -130,7 +137,7 @@ def worst_class(evidence: Evidence, *, exact: bool, policy: Policy = "standard")
         value=drops[worst].value,
         interval=interval,
         band=band,
-        verdict=verdict_of(interval, band),
+        verdict=verdict,
         power=power,
         examples=int(kept.sum()),
         reason=f"class {worst} fell most, by {100 * drops[worst].value:.2f} points; at most "

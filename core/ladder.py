@@ -282,7 +282,8 @@ def _result(case: Case, rungs: list[Rung], model: nn.Module | None, out: Path) -
 def _refusal(rungs: list[Rung]) -> Refusal:
     """Whether rungs failed, or evidence was missing for all that could be tried."""
     failed = any(
-        rung.status == "errored" or any(gate.verdict == "failed" for gate in rung.gates)
+        rung.status == "errored"
+        or any(gate.verdict == "failed" and gate.role != "reported" for gate in rung.gates)
         for rung in rungs
     )
     return "ladder_exhausted" if failed else "evidence_insufficient"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .classifier import LAYERS, classifier
+from .classifier import LAYERS, classifier, parts
 from .errors import Diverged, Infeasible
 
 Masks = Mapping[str, Tensor]
@@ -49,11 +49,13 @@ def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of convolution and linear layers but the classifier, by parameter name.
 
+    In an ensemble every member has one.
+
     Raises:
         Infeasible: if the classifier is all there is.
     """
-    last = classifier(model)[1].weight
-    found = {name: weight for name, weight in layer_weights(model).items() if weight is not last}
+    last = {id(classifier(part)[1].weight) for part in parts(model)}
+    found = {name: w for name, w in layer_weights(model).items() if id(w) not in last}
     if not found:
         raise Infeasible("the network has no layer to prune but its classifier")
     return found

@@ -141,8 +141,8 @@ def judge(evidence: Evidence, audit: str, score: RecordScores, *, rate: float) -
             interval=(auc.low, auc.high),
             examples=count,
         ),
-        _share(audit, "exceeding_share", before, after, weights, rate),
-        _share(audit, "below_share", _flipped(before), _flipped(after), weights, rate, before),
+        _share(audit, "exceeding_share", before, after, attack, rate),
+        _share(audit, "below_share", _flipped(before), _flipped(after), attack, rate, before),
         Finding(
             audit=audit,
             measure="worst_record_p_value",
@@ -155,7 +155,7 @@ def judge(evidence: Evidence, audit: str, score: RecordScores, *, rate: float) -
             reason="share of never-seen records that score as high as the highest forget record, "
             f"times the {count} records looked at",
         ),
-        *_told(audit, before, weights, rate),
+        *_told(audit, before, attack, rate),
     ]
 
 
@@ -164,11 +164,12 @@ def _share(
     measure: str,
     before: tuple[Tensor, Tensor],
     after: tuple[Tensor, Tensor],
-    weights: Tensor,
+    attack: Population,
     rate: float,
     remembered: tuple[Tensor, Tensor] | None = None,
 ) -> Finding:
     """Share beyond a threshold; the band ends half-way to what the parent remembers."""
+    weights = attack.match.weights
     found, theirs = (tail(*scores, weights, rate) for scores in (after, before))
     parent = theirs if remembered is None else tail(*remembered, weights, rate)
     limit = allowed_share(found.rate, parent.share.value)
@@ -176,7 +177,7 @@ def _share(
     power = clearing_power(found.examples, found.rate, limit)
     verdict: Verdict = "inconclusive"
     if found.share.low > limit or power >= ENOUGH_POWER:
-        verdict = verdict_of(interval, (0.0, limit))
+        verdict = attack.judged(verdict_of(interval, (0.0, limit)))
     return Finding(
         audit=audit,
         measure=measure,
@@ -191,13 +192,17 @@ def _share(
         reason=f"{found.count} of {found.examples} forget records lie beyond the score that "
         f"{100 * found.rate:.1f} % of never-seen records lie beyond (parent: {theirs.count}); at "
         f"most {100 * limit:.1f} % are allowed, half-way to what the parent remembers; records "
-        f"that nobody remembers would pass with probability {power:.2f}",
+        f"that nobody remembers would pass with probability {power:.2f}"
+        + (f"; {attack.left_out}" if attack.left_out else ""),
     )
 
 
-def _told(audit: str, before: tuple[Tensor, Tensor], weights: Tensor, rate: float) -> list[Finding]:
-    parent = tail(*before, weights, rate)
+def _told(
+    audit: str, before: tuple[Tensor, Tensor], attack: Population, rate: float
+) -> list[Finding]:
+    parent = tail(*before, attack.match.weights, rate)
     n = parent.examples
+    power = clearing_power(n, parent.rate, allowed_share(parent.rate, parent.share.value))
     values = {
         "exceeding_share_before": (
             parent.share.value,
@@ -205,7 +210,7 @@ def _told(audit: str, before: tuple[Tensor, Tensor], weights: Tensor, rate: floa
             "lie beyond the same score",
         ),
         "power": (
-            clearing_power(n, parent.rate, allowed_share(parent.rate, parent.share.value)),
+            0.0 if attack.unmatched else power,
             f"probability that {n} records nobody remembers would pass",
         ),
         "detection": (

@@ -80,7 +80,7 @@ def may_publish(policy: Policy, exact: bool, gates: list[Gate]) -> tuple[bool, s
     if failed:
         return False, f"failed: {', '.join(failed)}"
     if exact:
-        return True, "exact by construction; sanity and utility hold"
+        return True, "exact by construction; sanity and utility did not fail"
     open_gates = [g.name for g in gates if g.verdict != "passed" and _needed(policy, g)]
     if open_gates:
         return False, f"inconclusive: {', '.join(open_gates)}"

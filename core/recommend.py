@@ -267,7 +267,7 @@ def _cut(situation: Situation, ranked: list[Candidate]) -> list[Candidate]:
     if first := _why_exact_first(situation):
         said = [c.model_copy(update={"reason": f"{first}; {c.reason}"}) for c in exact]
         rungs = [*said, *approximate[:MOST_APPROXIMATE]]
-    elif situation.purpose == "poison_removal":  # retraining would keep what is not known
+    elif situation.purpose == "poison_removal":
         rungs = [*approximate[:MOST_APPROXIMATE], *exact]
     else:
         rungs = [*_affordable(approximate, exact), *exact]
@@ -292,6 +292,8 @@ def _affordable(ranked: list[Candidate], exact: list[Candidate]) -> list[Candida
 def _why_exact_first(situation: Situation) -> str | None:
     if situation.budget_spent is not None:
         return f"budget spent ({situation.budget_spent}): retrain first"
+    if situation.purpose == "poison_removal":  # retraining would keep what is not known
+        return None
     if situation.is_large:
         return f"over {100 * LARGE_SHARE:g} % of the data: retraining costs little more"
     if situation.is_small:

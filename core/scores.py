@@ -76,9 +76,11 @@ def match_classes(forget_labels: Tensor, other_labels: Tensor) -> Match:
 def draw_matched(
     wanted: Tensor, members: Tensor, others: Tensor, most: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Positions of equally many members and others per class, at most ``most`` of each.
+    """Positions of equally many members and others per class, ``most`` of each or fewer.
 
     The class mix is that of ``wanted``; where the members have none of its classes, their own.
+    Counts per class are rounded, which may add a few; where a class is due less than one record,
+    those of the largest remainders get one, and there are at most ``most``.
 
     Args:
         wanted: labels that set the class mix.
@@ -104,11 +106,19 @@ def draw_matched(
     if not bool(share.any()):
         raise MissingEvidence("the records to compare have no class in common")
     share = share / share.sum()
-    quotas = torch.minimum((share * min(most, int(available.sum()))).round().long(), available)
+    due = share * min(most, int(available.sum()))
+    scarce = bool((due[share > 0] < 1).any())
+    quotas = torch.minimum(_apportion(due) if scarce else due.round().long(), available)
     draw = generator(seed)
-    if not bool(quotas.any()):
-        raise MissingEvidence("there are too few records of the classes in common")
     return _draw(members, quotas, draw), _draw(others, quotas, draw)
+
+
+def _apportion(due: Tensor) -> Tensor:
+    """Whole numbers near these that add up to their sum; of equal remainders the first rises."""
+    whole = due.floor()
+    rising = (due - whole).sort(descending=True, stable=True).indices
+    whole[rising[: round(float((due - whole).sum()))]] += 1
+    return whole.long()
 
 
 def _draw(labels: Tensor, quotas: Tensor, draw: torch.Generator) -> Tensor:

@@ -9,9 +9,8 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import weights
+from . import batchnorm, weights
 from .assist import Work
 from .checkpoints import Keeper
 from .course import Course, Run
@@ -70,7 +69,8 @@ def fit(
         extra_loss: added to the cross-entropy of each batch.
         masks: of a pruned model; zeros from the start, and after every step.
         on_start: called once, with the number of steps that were done before an interruption.
-        after_step: called with the number of steps done and the rate of the last one.
+        after_step: called with the number of steps done and the rate of the last one. Other
+            processes of a team do not call it, so with one it must leave the weights alone.
         progress: told about twice a second.
         check_time: called before each step; raises to stop.
         keeper: keeps the state every so often; what it has of this very training is gone on from,
@@ -168,13 +168,9 @@ class Monitor:
 
 
 def _check(model: nn.Module, records: Records, recipe: Recipe) -> None:
-    batchnorm = any(isinstance(module, _BatchNorm) for module in model.modules())
-    if len(records) == 0 or (batchnorm and len(records) == 1):
-        raise InvalidInput(
-            "retain_set_too_small", f"{len(records)} records are too few to train on"
-        )
-    if batchnorm and recipe.batch_size == 1:
-        raise InvalidInput("recipe_invalid", "batch norm can't be trained one record at a time")
+    if len(records) == 0:
+        raise InvalidInput("retain_set_too_small", "0 records are too few to train on")
+    batchnorm.check_batches(model, len(records), recipe.batch_size)
     if recipe.augment and records.images.ndim != 4:
         raise InvalidInput("recipe_invalid", "augmentation is for images, not for features")
 

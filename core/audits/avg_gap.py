@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
+from ..errors import MissingEvidence
 from ..findings import Finding
 from ..measures import accuracy
 from ..problem import Evidence
@@ -41,7 +42,7 @@ def avg_gap(evidence: Evidence, config: AvgGapConfig) -> list[Finding]:
     """Return the four gaps, their mean, and both products.
 
     Raises:
-        MissingEvidence: without oracle, retained or never-seen records.
+        MissingEvidence: without oracle, retained records or never-seen ones of a class that stays.
     """
     evidence.need_oracle()
     oracle = _numbers(evidence, "oracle")
@@ -82,6 +83,8 @@ def _numbers(evidence: Evidence, model: str) -> dict[str, float]:
     stays = ~holdout.labels.new_tensor(
         [label in evidence.forget_classes for label in holdout.labels.tolist()]
     ).bool()
+    if not bool(stays.any()):
+        raise MissingEvidence("no holdout record is of a class that stays")
     return {
         "ua": 1 - accuracy(logits["forget"], evidence.forget.labels),
         "ra": accuracy(logits["retain"], retain.labels),

@@ -81,7 +81,7 @@ def _test(attack: Population, name: str, score: Score, config: EquivalenceConfig
     count = len(attack.match.forget)
     verdict: Verdict = "inconclusive"
     if power >= config.smallest_power:
-        verdict = verdict_of((after.low, after.high), (0.5 - kappa, 0.5 + kappa))
+        verdict = attack.judged(verdict_of((after.low, after.high), (0.5 - kappa, 0.5 + kappa)))
     return [
         Finding(
             audit="equivalence",

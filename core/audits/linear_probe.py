@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..classifier import penultimate
 from ..data import Records
+from ..determinism import generator
 from ..errors import MissingEvidence
 from ..findings import Finding
 from ..intervals import Estimate, auc_interval
@@ -106,7 +107,10 @@ def _sides(evidence: Evidence, config: LinearProbeConfig) -> tuple[Records, Reco
     holdout, most = evidence.need_holdout(), config.most_records
     if evidence.selector == "class":
         gone = torch.isin(holdout.labels, torch.tensor(sorted(evidence.forget_classes)))
-        sides = holdout.take(gone.nonzero()[:most, 0]), holdout.take((~gone).nonzero()[:most, 0])
+        order = torch.randperm(len(holdout), generator=generator(evidence.seed))
+        first, second = order[gone[order]], order[~gone[order]]
+        first, second = first[:most].sort().values, second[:most].sort().values
+        sides = holdout.take(first), holdout.take(second)
     else:
         labels = evidence.forget.labels
         first, second = draw_matched(labels, labels, holdout.labels, most, evidence.seed)

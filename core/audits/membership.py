@@ -63,7 +63,7 @@ def _auc(attack: Population, measure: str, score: Score) -> Finding:
         reference_name="before",
         interval=(after.low, after.high),
         examples=len(attack.match.forget),
-        reason=_left_out(attack),
+        reason=attack.left_out,
     )
 
 
@@ -132,9 +132,3 @@ def _power(attack: Population) -> Finding:
         reason=f"probability that a perfect model would be found within {band:.3f} of 1/2 with "
         f"{count} forget and {len(attack.match.others)} never-seen records",
     )
-
-
-def _left_out(attack: Population) -> str | None:
-    if not attack.unmatched:
-        return None
-    return f"{attack.unmatched} forget records have no never-seen record of their class; left out"

@@ -15,8 +15,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..distances import activation_distance, alike, jensen_shannon, mean_interval
+from ..distances import activation_distance, alike, ends, jensen_shannon, mean_interval
 from ..findings import Finding
+from ..intervals import Estimate
 from ..problem import Evidence
 from ..verdicts import LEVEL
 from ._registry import AuditOptions, Need, audits
@@ -62,7 +63,7 @@ def oracle_distance(evidence: Evidence, config: OracleDistanceConfig) -> list[Fi
                     unit=unit,
                     reference=reference,
                     reference_name="second oracle" if other == "oracle_2" else "before",
-                    interval=(found.low, found.high),
+                    interval=ends(found),
                     examples=len(after),
                 )
             )
@@ -76,7 +77,7 @@ def oracle_distance(evidence: Evidence, config: OracleDistanceConfig) -> list[Fi
                         unit="1",
                         reference=1.0,
                         reference_name="second oracle",
-                        interval=(found.low / reference, found.high / reference),
+                        interval=ends(Estimate(*(each / reference for each in found))),
                         examples=len(after),
                     )
                 )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..data import Records
 from ..determinism import generator
+from ..errors import MissingEvidence
 from ..findings import Finding
 from ..intervals import proportion_difference
 from ..measures import correct
@@ -56,7 +57,8 @@ def perturbation(evidence: Evidence, config: PerturbationConfig) -> list[Finding
     """Return, per kind of change, accuracy on changed forget minus changed never-seen records.
 
     Raises:
-        MissingEvidence: without never-seen records of the forgotten classes.
+        MissingEvidence: without never-seen records of the forgotten classes, or with one alone
+            where the records are features.
     """
     holdout = evidence.need_holdout()
     labels = evidence.forget.labels
@@ -127,6 +129,8 @@ def _changes(
 ) -> dict[str, Callable[[Records], list[Records]]]:
     """Kinds of change that suit the records, each giving one or more copies."""
     is_image = evidence.forget.images.ndim == 4
+    if not is_image and len(evidence.need_holdout()) < 2:
+        raise MissingEvidence("the spread of features takes at least two never-seen records")
     spread = (
         evidence.need_holdout().images.float().std(dim=0) if not is_image else torch.tensor(255.0)
     )

@@ -28,7 +28,7 @@ from scipy import special
 from torch import Tensor, nn
 
 from ..data import Records
-from ..errors import Diverged, MissingEvidence
+from ..errors import Diverged, InvalidInput, MissingEvidence
 from ..findings import Finding, Verdict
 from ..intervals import Estimate
 from ..measures import cross_entropy
@@ -133,7 +133,8 @@ def steps_to_learn(
     The model is copied.
 
     Raises:
-        MissingEvidence: without a recipe, or if the training diverged.
+        MissingEvidence: without a recipe, if the training diverged, or with a single record where
+            there is batch norm.
     """
     recipe = evidence.recipe
     if recipe is None:
@@ -167,6 +168,8 @@ def steps_to_learn(
         return len(levels) - 2 + (target - levels[-2]) / (levels[-1] - levels[-2])
     except Diverged as error:
         raise MissingEvidence(f"relearning diverged: {error}") from error
+    except InvalidInput as error:
+        raise MissingEvidence(f"the records can't be learned again: {error}") from error
     return math.inf
 
 

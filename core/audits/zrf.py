@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..attack import population
 from ..determinism import generator
-from ..distances import Weighted, alike, jensen_shannon, mean_difference, mean_interval
+from ..distances import Weighted, alike, ends, jensen_shannon, mean_difference, mean_interval
 from ..errors import MissingEvidence
 from ..findings import Finding
 from ..problem import Evidence
@@ -74,7 +74,7 @@ def zrf(evidence: Evidence, config: ZRFConfig) -> list[Finding]:
             unit="1",
             reference=after[1].mean,
             reference_name="never-seen",
-            interval=(found.low, found.high),
+            interval=ends(found),
             examples=count,
         ),
         Finding(
@@ -85,7 +85,7 @@ def zrf(evidence: Evidence, config: ZRFConfig) -> list[Finding]:
             unit="1",
             reference=before[0].mean - before[1].mean,
             reference_name="before",
-            interval=(apart.low, apart.high),
+            interval=ends(apart),
             examples=count,
         ),
     ]

@@ -26,7 +26,7 @@ from ..problem import Problem
 from ..recipe import SGD
 from ..smallmaps import dense_small_maps
 from ..training import Monitor
-from ._batchnorm import settle
+from ._batchnorm import settle, settle_at_last
 from ._guard import Guard
 from ._registry import UnlearnerOptions
 
@@ -113,6 +113,8 @@ def descend(
 
     Raises:
         MissingEvidence: if the pace is set by retained records and there are none.
+        InvalidInput: ``retain_set_too_small`` or ``recipe_invalid`` if batch norm, where it is to
+            follow the batches, would meet single records.
         Diverged: if a loss is not finite.
     """
     model, device = problem.model.to(problem.device), problem.device
@@ -127,6 +129,8 @@ def descend(
     retain = problem.retain if retain is None else retain
     every, turn = _steps_per_epoch(problem, plan, forget, retain)
     total = plan.epochs * every
+    if plan.batch_statistics and retain is not None:
+        batchnorm.check_batches(model, len(retain), problem.batch_size)
     optimizer = _optimizer(problem, plan)
     parent = None if plan.movable is None else _copies(model, plan.movable)
     watch = _Watch(problem, plan, every)
@@ -162,7 +166,7 @@ def descend(
                 break
     monitor.end()
     model.eval()
-    settle(problem, model)
+    settle_at_last(problem, model)
     problem.progress(1.0, {})
     return model
 

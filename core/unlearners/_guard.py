@@ -93,11 +93,11 @@ class Guard:
             return accuracy(forget, self._forget.labels), chance
         match = match_classes(self._forget.labels, self._tuning.labels)
         right = correct(tuning, self._tuning.labels).double()
-        if len(match.others) == 0:
-            return accuracy(forget, self._forget.labels), float(right.mean()) + ALLOWANCE
-        never_seen = float((right[match.others] * match.weights).sum())
-        matched = accuracy(forget[match.forget], self._forget.labels[match.forget])
-        return matched, never_seen + ALLOWANCE
+        # All never-seen records stand in where none is of a forget record's class.
+        matched = len(match.forget) / len(self._forget)
+        never_seen = matched * float((right[match.others] * match.weights).sum())
+        never_seen += (1 - matched) * float(right.mean())
+        return accuracy(forget, self._forget.labels), never_seen + ALLOWANCE
 
     def _kept_accuracy(self, tuning: Tensor) -> float:
         return accuracy(tuning[self._kept], self._tuning.labels[self._kept])

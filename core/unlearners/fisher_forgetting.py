@@ -23,12 +23,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..classifier import parts
 from ..determinism import generator
 from ..errors import Infeasible
 from ..importance import Estimator, estimate
 from ..problem import Problem
 from ..scores import gather
-from ._batchnorm import settle
+from ._batchnorm import settle_at_last
 from ._descent import need_retain
 from ._registry import Need, UnlearnerOptions, unlearners
 
@@ -73,14 +74,14 @@ def fisher_forgetting(problem: Problem, config: FisherForgettingConfig) -> nn.Mo
         Infeasible: if the last layer has no row for each class, for a class request.
     """
     need_retain(problem)
-    last = last_layer(problem)
+    last = last_layers(problem)
     noise = variances(problem, fisher(problem, config), config.alpha, last)
     problem.check_time()
     add_noise(problem, noise, last)
     problem.keep_masks(problem.model)
     problem.tried.append({"alpha": config.alpha, "estimator": config.estimator})
     problem.model.eval()
-    settle(problem, problem.model)
+    settle_at_last(problem, problem.model)
     problem.progress(1.0, {})
     return problem.model
 
@@ -116,11 +117,11 @@ def fisher(problem: Problem, config: FisherForgettingConfig) -> dict[str, Tensor
     return total
 
 
-def last_layer(problem: Problem) -> nn.Module:
-    """Return the layer with parameters that runs last.
+def last_layers(problem: Problem) -> list[nn.Module]:
+    """Return the layer with parameters that runs last; in an ensemble, that of each member.
 
     Raises:
-        Infeasible: for a class request, if the layer has not one row for each class.
+        Infeasible: for a class request, if a layer has not one row for each class.
     """
     ran: list[nn.Module] = []
     layers = [
@@ -133,20 +134,24 @@ def last_layer(problem: Problem) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
-    rows = {len(p) for p in ran[-1].parameters(recurse=False)}
+    last = []
+    for part in parts(problem.model):
+        own = {*part.modules()}
+        last.append([layer for layer in ran if layer in own][-1])
+    rows = {len(p) for layer in last for p in layer.parameters(recurse=False)}
     if problem.selector == "class" and rows != {problem.num_classes}:
         raise Infeasible("the last layer of the network has not one row for each class")
-    return ran[-1]
+    return last
 
 
 def variances(
-    problem: Problem, information: dict[str, Tensor], alpha: float, last: nn.Module
+    problem: Problem, information: dict[str, Tensor], alpha: float, last: list[nn.Module]
 ) -> dict[str, Tensor]:
     """Return the variance of the noise per parameter name, float64, broadcast to its shape.
 
     A matrix or kernel has one variance per output unit (and position): the mean over its inputs.
     """
-    in_last = {id(p) for p in last.parameters(recurse=False)}
+    in_last = {id(p) for layer in last for p in layer.parameters(recurse=False)}
     found = {}
     for name, parameter in problem.model.named_parameters():
         is_last = id(parameter) in in_last
@@ -162,10 +167,10 @@ def variances(
 
 
 @torch.no_grad()
-def add_noise(problem: Problem, noise: dict[str, Tensor], last: nn.Module) -> None:
+def add_noise(problem: Problem, noise: dict[str, Tensor], last: list[nn.Module]) -> None:
     """Add Gaussian noise of these variances in place; a forgotten class's row is noise alone."""
     draw = generator(problem.seed + _NOISE)
-    in_last = {id(p) for p in last.parameters(recurse=False)}
+    in_last = {id(p) for layer in last for p in layer.parameters(recurse=False)}
     for name, parameter in problem.model.named_parameters():
         value, deviation = parameter.double().cpu(), noise[name].sqrt()
         if id(parameter) in in_last and problem.forgotten_classes:

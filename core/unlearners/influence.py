@@ -32,7 +32,7 @@ from ..errors import Infeasible
 from ..flat import Passes, Weights, dot, mean_gradient
 from ..problem import Problem
 from ..scores import gather
-from ._batchnorm import settle
+from ._batchnorm import settle_at_last
 from ._descent import need_retain
 from ._registry import Need, UnlearnerOptions, unlearners
 
@@ -96,7 +96,7 @@ def influence(problem: Problem, config: InfluenceConfig) -> nn.Module:
         step = _solve(problem, config, weights, pull(problem, weights))
         _walk(problem, config, weights, step)
     problem.keep_masks(model)
-    settle(problem, model)
+    settle_at_last(problem, model)
     problem.progress(1.0, {})
     return model
 

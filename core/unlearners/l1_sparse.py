@@ -13,6 +13,7 @@ Promise: approximate. Small weights fade, and the forget set with them as far as
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data import num_batches
 from ..problem import Problem
+from ..team import Team
 from ._descent import need_retain
 from ._l1 import l1_norm, penalised, shrink
 from ._registry import Need, UnlearnerOptions, unlearners
@@ -110,8 +112,10 @@ def l1_sparse(problem: Problem, config: L1SparseConfig) -> nn.Module:
         done = steps
 
     priced = config.gamma > 0
+    # Thresholds come after the step, which the other processes of a training do not share.
+    alone = replace(problem, team=Team()) if priced and config.prox else problem
     return tune(
-        problem,
+        alone,
         epochs=config.epochs,
         lr=config.lr,
         extra_loss=term if priced and not config.prox else None,

@@ -11,6 +11,7 @@ Promise: that of ``then``. The pruned weights are exactly zero at the end.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, cast
 
@@ -18,7 +19,7 @@ from pydantic import ConfigDict, Discriminator, Field, GetCoreSchemaHandler, mod
 from pydantic_core import CoreSchema
 from torch import nn
 
-from .. import weights
+from .. import batchnorm, weights
 from ..determinism import fresh_seed
 from ..masks import both, holds
 from ..problem import Problem
@@ -140,7 +141,11 @@ def _prune(problem: Problem, config: PruneFirstConfig) -> Pruned:
         check_time=problem.check_time,
         keeper=problem.keeper,
     )
-    pruned = pruners[config.prune.name].run(pruning, config.prune)
+    frozen = problem.bn_policy == "frozen" and not anew
+    with batchnorm.frozen(problem.model) if frozen else nullcontext():
+        pruned = pruners[config.prune.name].run(pruning, config.prune)
+    if frozen and pruned.model is not problem.model and batchnorm.has_batchnorm(pruned.model):
+        problem.tried.append({"batch_norm": "not the parent's: the pruner starts anew"})
     problem.tried.append(
         {"prune": config.prune.model_dump(mode="json"), "sparsity": pruned.sparsity}
     )

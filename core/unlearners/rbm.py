@@ -74,6 +74,7 @@ def rbm(problem: Problem, config: RBMConfig) -> nn.Module:
 
     Raises:
         MissingEvidence: without a retain set.
+        InvalidInput: for ``erase``, if batch norm would meet single records.
         Infeasible: for ``update``, if there is no wrong label to draw.
     """
     used = _used(problem, config)

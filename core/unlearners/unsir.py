@@ -62,7 +62,8 @@ def unsir(problem: Problem, config: UNSIRConfig) -> nn.Module:
     Raises:
         MissingEvidence: without a retain set.
         Infeasible: if the request names records instead of a class.
-        InvalidInput: ``dataset_values_invalid`` if the records are features.
+        InvalidInput: ``dataset_values_invalid`` if the records are features; as for ``descend`` if
+            batch norm would meet single records.
     """
     retain = need_retain(problem)
     if problem.selector != "class":

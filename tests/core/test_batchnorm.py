@@ -36,17 +36,17 @@ def test_recalibrating_on_constant_data_gives_exact_mean_and_variance() -> None:
 
 
 def test_the_mean_is_that_of_all_records_though_the_last_batch_is_short() -> None:
-    values = torch.randn(103, 3, generator=torch.Generator().manual_seed(1)) + 5
+    values = torch.randn(603, 3, generator=torch.Generator().manual_seed(1)) + 5
     model = network()
-    batchnorm.recalibrate(model, features(values), 25, CPU)
+    batchnorm.recalibrate(model, features(values), 150, CPU)
     torch.testing.assert_close(model[0].running_mean, values.mean(dim=0))
     assert model[0].num_batches_tracked == 5
 
 
 def test_sorted_records_do_not_shrink_the_variance() -> None:
-    values = torch.arange(200.0)[:, None].expand(200, 3).contiguous()
+    values = torch.arange(1280.0)[:, None].expand(1280, 3).contiguous()
     model = network()
-    batchnorm.recalibrate(model, features(values), 20, CPU)
+    batchnorm.recalibrate(model, features(values), 128, CPU)
     assert (model[0].running_var / values.var(dim=0) - 1).abs().max() < 0.1
 
 
@@ -75,14 +75,25 @@ def test_recalibrating_is_repeatable_and_forgets_earlier_statistics() -> None:
 
 def test_no_batch_has_one_record() -> None:
     model = network()
-    batchnorm.recalibrate(model, features(torch.randn(9, 3)), 2, CPU)
-    assert model[0].num_batches_tracked == 4
+    batchnorm.recalibrate(model, features(torch.randn(257, 3)), 128, CPU)
+    assert model[0].num_batches_tracked == 3
     assert weights.non_finite(model) == []
 
 
-def test_recalibrating_on_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no records"):
-        batchnorm.recalibrate(network(), features(torch.empty(0, 3)), 4, CPU)
+@pytest.mark.parametrize("batch_size", [1, 2, 127])
+def test_small_batches_do_not_shrink_the_variance(batch_size: int) -> None:
+    records = features(torch.randn(500, 3, generator=torch.Generator().manual_seed(2)))
+    model, usual = network(), network()
+    batchnorm.recalibrate(model, records, batch_size, CPU)
+    batchnorm.recalibrate(usual, records, batchnorm.FEWEST_PER_BATCH, CPU)
+    assert weights.equal(model, usual)
+    assert (model[0].running_var / records.images.var(dim=0) - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_recalibrating_on_fewer_than_two_records_is_an_error(count: int) -> None:
+    with pytest.raises(ValueError, match="fewer than two"):
+        batchnorm.recalibrate(network(), features(torch.empty(count, 3)), 4, CPU)
 
 
 def test_frozen_statistics_stay_even_if_the_model_is_put_in_train_mode() -> None:

@@ -187,6 +187,23 @@ def test_never_seen_records_of_other_classes_take_no_part():
     assert forget_accuracy(found).value == pytest.approx(0.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("gate_of", [membership_auc, forget_accuracy])
+@pytest.mark.parametrize(("child", "verdict"), [(0.0, "inconclusive"), (1.0, "failed")])
+def test_forget_records_that_nothing_compares_with_keep_a_gate_from_passing(
+    gate_of, child, verdict
+):
+    holdout = records_of(10_000)
+    holdout = holdout.take(holdout.labels != 3)
+    others = even(len(holdout))
+    members = records_of(2000)
+    margins = even(2000, 1.0), even(2000, child)
+    found = evidence(members, holdout, (margins[0], others), (margins[1], others))
+    gate = gate_of(found)
+    assert gate.verdict == verdict
+    assert (gate.examples, gate.power) == (1800, 0.0)
+    assert "200 forget records have no never-seen record of their class" in gate.reason
+
+
 def forgotten_class(right, count, classes=(1,), **changes):
     """Evidence of a class of ``count`` never-seen records, of which ``right`` are recognised."""
     labels = torch.cat([torch.full((count,), 1), torch.full((count,), 2)])
@@ -300,6 +317,23 @@ def test_the_worst_class_is_held_against_3_points(lost, verdict):
     assert gate.value == pytest.approx(lost / 500)
     assert gate.verdict == verdict
     assert gate.reason.startswith("class 7 ")
+
+
+def test_strict_has_no_bound_for_a_class_without_a_judging_record():
+    right = torch.ones(CLASSES * 2000, dtype=torch.bool)
+    labels = torch.arange(len(right)) % CLASSES
+    whole = answered(right, right, labels=labels)
+    assert gates.worst_class(whole, exact=False, policy="strict").verdict == "passed"
+    part = answered(right, right, labels=labels.clamp(max=CLASSES - 3))
+    gate = gates.worst_class(part, exact=False, policy="strict")
+    assert (gate.verdict, gate.power) == ("inconclusive", 0.0)
+    assert "2 classes without a judging record, such as 8" in gate.reason
+    assert gates.worst_class(part, exact=False).verdict == "passed"
+    forgotten = {"selector": "class", "forget_classes": frozenset({8, 9})}
+    gone = answered(right, right, labels=labels.clamp(max=CLASSES - 3), **forgotten)
+    assert gates.worst_class(gone, exact=False, policy="strict").verdict == "passed"
+    lost = answered(right, torch.zeros_like(right), labels=labels.clamp(max=CLASSES - 3))
+    assert gates.worst_class(lost, exact=False, policy="strict").verdict == "failed"
 
 
 def test_the_interval_of_the_worst_class_covers_all_classes_at_once():

@@ -14,11 +14,13 @@ import torch
 from core import importance, networks, weights
 from core.checkpoints import Keeper
 from core.errors import Diverged, Interrupted, InvalidInput, NothingChanged
+from core.findings import Rung
 from core.ingest import ingest
-from core.ladder import unlearn
+from core.ladder import _refusal, unlearn
 from core.prepare import prepare
 from core.registry import Entry
 from core.unlearners import UnlearnerOptions, unlearners
+from core.verdicts import unmeasured
 from tests.core import cases
 from tests.worlds import CPU, trained, write_checkpoint, write_dataset
 
@@ -279,6 +281,16 @@ def test_no_rung_at_all_is_insufficient_evidence(run):
     result = run(ladder=[])
     assert (result["code"], result["rungs"]) == ("evidence_insufficient", [])
     assert result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("role", "code"), [("reported", "evidence_insufficient"), ("must_pass", "ladder_exhausted")]
+)
+def test_a_gate_that_is_only_reported_exhausts_no_ladder(role, code):
+    gate = unmeasured("membership_auc", "forgetting", "auc_margin", (0.45, 0.55), role, "")
+    failed = gate.model_copy(update={"verdict": "failed"})
+    rung = Rung(index=0, unlearner={}, exact=False, status="refused", reason="", gates=[failed])
+    assert _refusal([rung]) == code
 
 
 def test_without_a_holdout_approximate_rungs_are_skipped(run):

@@ -140,6 +140,12 @@ def test_the_exact_policy_publishes_no_approximate_rung():
     assert may_publish("exact", True, judged(exact=True))[0]
 
 
+def test_an_exact_rung_says_no_more_than_was_measured():
+    publish, reason = may_publish("standard", True, judged(exact=True, utility="inconclusive"))
+    assert publish
+    assert reason == "exact by construction; sanity and utility did not fail"
+
+
 def test_without_a_forgetting_gate_nothing_approximate_is_published():
     gates = [gate for gate in judged() if gate.kind != "forgetting"]
     assert not may_publish("fast", False, gates)[0]

@@ -56,6 +56,18 @@ def left_out(found):
         ({"policy": "fast", "selector": "class"}, ["fine_tune"]),
         ({"policy": "fast", "num_forget": 3}, ["retrain"]),
         ({"purpose": "poison_removal"}, ["ssd", "prune_first", "l1_sparse", "retrain"]),
+        (
+            {"purpose": "poison_removal", "num_forget": 30},
+            ["ssd", "prune_first", "l1_sparse", "retrain"],
+        ),
+        (
+            {"purpose": "poison_removal", "num_forget": 2501},
+            ["ssd", "prune_first", "l1_sparse", "retrain"],
+        ),
+        (
+            {"purpose": "poison_removal", "budget_spent": "requests"},
+            ["retrain", "ssd", "prune_first", "l1_sparse"],
+        ),
         ({"num_earlier": 5, "selector": "class"}, ["fine_tune", "retrain"]),
         ({"has_recipe": False}, ["fine_tune", "eupmu", "salun"]),
         ({"epochs": None}, ["fine_tune", "eupmu", "salun", "retrain"]),

@@ -79,6 +79,16 @@ def test_features_of_a_convolutional_classifier_are_averaged():
     assert found.shape == (5, 4)
 
 
+def test_features_of_a_linear_classifier_are_averaged_over_tokens():
+    model = nn.Sequential(nn.Unflatten(1, (3, 2)), nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
+    data = target(7, 0)
+    found = penultimate(model, data, **batching())
+    with torch.no_grad():
+        expected = model[:3](data.images).mean(dim=1)
+    assert not found.is_inference()
+    torch.testing.assert_close(found, expected)
+
+
 def test_features_that_are_no_numbers_are_no_evidence():
     model = copy.deepcopy(source().model)
     torch.nn.init.constant_(model[1].weight, torch.nan)

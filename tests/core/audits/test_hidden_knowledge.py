@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.audits import audits, run_chosen
-from core.audits.linear_probe import LinearProbeConfig, probe_auc
+from core.audits.linear_probe import LinearProbeConfig, _sides, probe_auc
 from core.audits.relearn_time import RelearnTimeConfig, _against_unseen, known, steps_to_learn
 from core.errors import OutOfTime
 from core.scores import gather
@@ -47,6 +47,26 @@ def test_relearning_takes_an_oracle_as_long_as_never_seen_records():
     found = of(relearned(cases.oracle(world(), forget), forget), "relearn_ratio")
     assert found.interval[0] < 1 < found.interval[1]
     assert found.verdict != "failed"
+
+
+def test_a_probe_of_a_class_looks_at_a_sample_of_a_sorted_holdout():
+    given = cases.class_evidence(world(), world().fresh(), 2)
+    given = dataclasses.replace(
+        given, holdout=given.holdout.take(given.holdout.labels.argsort(stable=True))
+    )
+    gone = given.holdout.labels == 2
+    whole = _sides(given, LinearProbeConfig())
+    for side, mask in zip(whole, (gone, ~gone), strict=True):
+        assert torch.equal(side.rows, given.holdout.take(mask).rows)
+    first, again, other = (
+        _sides(dataclasses.replace(given, seed=seed), LinearProbeConfig(most_records=20))
+        for seed in (1, 1, 2)
+    )
+    assert [len(side) for side in first] == [20, 20]
+    assert set(first[1].labels.tolist()) == {0, 1, 3}
+    for side, same, another in zip(first, again, other, strict=True):
+        assert torch.equal(side.rows, same.rows)
+        assert not torch.equal(side.rows, another.rows)
 
 
 def test_never_seen_records_in_place_of_forget_ones_are_within_the_interval():
@@ -97,6 +117,14 @@ def test_the_anamnesis_index_of_an_oracle_is_one():
     found = of(run("relearn_time", given, repeats=2, records=30, rate=0.5), "anamnesis_index")
     assert found.value == 1.0
     assert found.reference_name == "oracle"
+
+
+def test_one_record_and_batch_norm_are_not_learned_again():
+    normed = cases.noise_world(num_train=200, num_holdout=200, noise_dims=20, batch_norm=True)
+    given = cases.evidence(normed, normed.fresh(), cases.first(normed, 1))
+    (found,) = run("relearn_time", given)
+    assert (found.verdict, found.value) == ("inconclusive", None)
+    assert "1 records are too few" in found.reason
 
 
 def test_nothing_is_concluded_where_nothing_was_learned():

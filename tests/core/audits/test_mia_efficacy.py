@@ -94,6 +94,30 @@ def test_the_number_of_scores_is_bounded():
     assert len(first) == len(second) <= 22
 
 
+@pytest.mark.parametrize("classes", [150, 200, 300])
+def test_many_classes_leave_as_many_records_as_were_asked_for(classes):
+    wanted = torch.arange(classes).repeat(2)
+    others = torch.arange(classes).repeat(3)
+    first, second = draw_matched(wanted, wanted, others, 100, seed=0)
+    assert wanted[first].tolist() == others[second].tolist() == list(range(100))
+    rare = torch.cat([torch.zeros(100, dtype=torch.int64), torch.arange(1, classes)])
+    first, _ = draw_matched(rare, rare, rare, 60, seed=0)
+    drawn = torch.bincount(rare[first], minlength=classes)
+    assert int(drawn.sum()) == 60
+    assert int(drawn[0]) in {60 * 100 // len(rare), 60 * 100 // len(rare) + 1}
+
+
+@pytest.mark.parametrize("most", [7, 100, 1000])
+def test_usual_counts_per_class_are_rounded_ones(most):
+    draw = torch.Generator().manual_seed(most)
+    labels = torch.randint(0, 5, (400,), generator=draw)
+    first, _ = draw_matched(labels, labels, labels, most, seed=0)
+    counts = torch.bincount(labels)
+    assert torch.equal(
+        torch.bincount(labels[first]), (counts / 400 * min(most, 400)).round().long()
+    )
+
+
 def test_the_parent_is_the_reference_until_there_is_an_oracle():
     world = cases.small_world()
     forget = cases.first(world, 60)

@@ -11,6 +11,7 @@ from core.distances import (
     Weighted,
     activation_distance,
     alike,
+    ends,
     jensen_shannon,
     mean_difference,
     mean_interval,
@@ -64,6 +65,20 @@ def test_intervals_of_means_cover_as_often_as_they_say():
         found = mean_difference(first, second)
         covered[1] += found.low < 3 < found.high
     assert all(0.85 < count / 400 < 0.95 for count in covered)
+
+
+def test_one_record_tells_no_interval():
+    one = alike(torch.tensor([0.3]))
+    assert mean_interval(one).value == pytest.approx(0.3)
+    assert ends(mean_interval(one)) is None
+    assert ends(mean_difference(one, alike(torch.rand(50)))) is None
+    assert ends(mean_interval(alike(torch.tensor([0.3, 0.3])))) == pytest.approx((0.3, 0.3))
+    whole = evidence("parent", 2)
+    alone = run("oracle_distance", whole.of_forget(torch.tensor([0])))
+    for measure in ("jensen_shannon", "jensen_shannon_over_floor"):
+        assert alone[measure, "forget"].interval is None
+        assert alone[measure, "forget"].value is not None
+        assert alone[measure, "holdout"].interval is not None
 
 
 def test_an_oracle_is_at_no_distance_from_itself():
@@ -128,6 +143,17 @@ def test_accuracy_of_a_class_task_leaves_the_forgotten_class_out():
         for m in ("after", "oracle")
     )
     assert findings["ta_gap"].value == pytest.approx(100 * abs(after - golden))
+
+
+def test_without_a_never_seen_record_of_a_class_that_stays_there_is_no_gap():
+    world = cases.small_world()
+    ideal = cases.oracle(world, world.train.labels == 1)
+    given = cases.class_evidence(world, trained(world), 1, oracles=(ideal,))
+    gone = given.holdout.labels == 1
+    scores = {model: {**of, "holdout": of["holdout"][gone]} for model, of in given.scores.items()}
+    given = dataclasses.replace(given, holdout=given.holdout.take(gone), scores=scores)
+    with pytest.raises(MissingEvidence, match="class that stays"):
+        run("avg_gap", given)
 
 
 @pytest.mark.parametrize("name", ["avg_gap", "oracle_distance"])

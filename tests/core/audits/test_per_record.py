@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.nn import functional as F
 
 from core.audits import audits
 from core.audits.lira import lira_scores
@@ -204,6 +205,33 @@ def test_five_records_can_be_cleared_where_the_parent_remembered_them_all():
     assert of(kept, "detection").value == pytest.approx(1.0)
     assert of(kept, "worst_record_p_value").value < 0.05
     assert of(kept, "power").value == pytest.approx(0.95**5, abs=0.02)
+
+
+def test_records_that_nothing_compares_with_keep_an_attack_from_clearing_the_rest():
+    base = handmade(torch.tensor(9.0), torch.tensor(0.0))
+    alien = dataclasses.replace(
+        base.forget.take([0]), labels=torch.tensor([7]), rows=torch.tensor([-1])
+    )
+    at = torch.tensor([0, 1, 2, 3, 4, 0])
+    scores = {
+        model: {
+            "forget": F.pad(of["forget"][at], (0, 4), value=-9.0),
+            "holdout": F.pad(of["holdout"], (0, 4), value=-9.0),
+        }
+        for model, of in base.scores.items()
+    }
+    given = dataclasses.replace(
+        base,
+        forget=base.forget.join(alien),
+        scores=scores,
+        references=base.references.of_forget(at),
+    )
+    found = judged(given)
+    for measure in ("exceeding_share", "below_share"):
+        assert of(judged(base), measure).verdict == "passed"
+        assert (of(found, measure).verdict, of(found, measure).examples) == ("inconclusive", 5)
+        assert "1 forget records have no never-seen record" in of(found, measure).reason
+    assert of(found, "power").value == 0.0
 
 
 def test_a_single_record_is_never_cleared():

@@ -8,6 +8,7 @@ import torch
 from core.audits import audits
 from core.audits.perturbation import noisy, recompressed
 from core.data import Preprocessing, Records
+from core.errors import MissingEvidence
 from tests.core import cases
 from tests.worlds import digits_world, gaussian_world, trained
 
@@ -77,3 +78,17 @@ def test_both_sides_have_as_many_records_of_each_class():
     world = gaussian_world()
     findings = found(cases.evidence(world, world.fresh(), cases.first(world, 120)), most_records=40)
     assert 36 <= findings["residual_noise"].examples <= 44
+
+
+def test_the_spread_of_features_takes_two_records():
+    world = gaussian_world()
+    given = cases.evidence(world, world.fresh(), cases.first(world, 20))
+    label = int(given.forget.labels[0])
+    same = (given.holdout.labels == label).nonzero().flatten()
+    for count in (1, 2):
+        few = dataclasses.replace(given, holdout=given.holdout.take(same[:count]))
+        if count == 1:
+            with pytest.raises(MissingEvidence, match="at least two"):
+                found(few)
+        else:
+            assert set(found(few)) == {"residual_noise"}

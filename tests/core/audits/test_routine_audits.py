@@ -84,6 +84,14 @@ def test_a_few_records_or_a_parent_that_remembers_nothing_give_no_verdict():
     assert of(run("equivalence", few), "power_margin").value == 0.0
 
 
+def test_records_that_nothing_compares_with_are_not_called_alike():
+    given = large(0)
+    seen = given.holdout.labels != 1
+    scores = {model: {**of, "holdout": of["holdout"][seen]} for model, of in given.scores.items()}
+    part = dataclasses.replace(given, holdout=given.holdout.take(seen), scores=scores)
+    assert of(run("equivalence", part), "tost_p_margin").verdict == "inconclusive"
+
+
 def test_collateral_covers_every_class_that_stays_at_once():
     world = cases.small_world()
     given = cases.class_evidence(world, cases.oracle(world, world.train.labels == 2), 2)
@@ -153,6 +161,14 @@ def test_zrf_is_one_minus_the_mean_divergence_from_fresh_networks():
     ]
     assert found.value == pytest.approx(1 - float(torch.stack(divergences).mean()))
     assert found.reference_name == "never-seen"
+
+
+def test_zrf_of_one_record_has_no_interval():
+    world = cases.small_world()
+    alone = cases.evidence(world, world.fresh(), cases.first(world, 1))
+    findings = run("zrf", alone)
+    assert [f.interval for f in findings] == [None, None]
+    assert all(f.value is not None for f in findings)
 
 
 def test_zrf_of_an_oracle_is_that_of_never_seen_records():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.errors import Diverged, MissingEvidence, OutOfTime
+from core.errors import Diverged, InvalidInput, MissingEvidence, OutOfTime
 from core.recipe import AdamW
 from core.unlearners import _descent
 from core.unlearners._descent import Plan, descend
@@ -84,6 +84,33 @@ def test_a_single_forget_record_passes_batch_norm():
     given = problem(NORMED, count=1)
     model = descend(given, on_both(given), PLAN)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("retained", [None, 1])
+def test_statistics_that_can_not_be_measured_anew_stay_and_that_is_said(retained):
+    given = problem(NORMED)
+    given = replace(given, retain=None if retained is None else given.retain.take([0]))
+    before = {name: value.clone() for name, value in given.model.named_buffers()}
+    model = descend(given, on_both(given), PLAN)
+    assert all(torch.equal(model.get_buffer(name), value) for name, value in before.items())
+    assert given.tried == [{"batch_norm": "running statistics are the parent's"}]
+    for usual in (problem(NORMED), problem(NORMED, retain=None, bn_policy="frozen")):
+        descend(usual, on_both(usual), PLAN)
+        assert usual.tried == []
+
+
+@pytest.mark.parametrize(
+    ("retained", "batch_size", "code"), [(1, 32, "retain_set_too_small"), (40, 1, "recipe_invalid")]
+)
+def test_batch_norm_does_not_follow_batches_of_one_record(retained, batch_size, code):
+    given = problem(NORMED, batch_size=batch_size)
+    given = replace(given, retain=given.retain.take(range(retained)))
+    plan = replace(PLAN, pace="retain", batch_statistics=True)
+    with pytest.raises(InvalidInput) as refused:
+        descend(given, on_both(given), plan, forget=given.forget.take([]))
+    assert refused.value.code == code
+    small = replace(problem(batch_size=batch_size), retain=problem().retain.take(range(retained)))
+    descend(small, on_both(small), plan, forget=small.forget.take([]))
 
 
 @pytest.mark.parametrize("pace", ["retain", "turns"])

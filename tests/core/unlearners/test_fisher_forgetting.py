@@ -12,7 +12,7 @@ from core.unlearners.fisher_forgetting import (
     add_noise,
     fisher,
     fisher_forgetting,
-    last_layer,
+    last_layers,
     variances,
 )
 from tests.core import cases
@@ -68,7 +68,7 @@ def formula(given, information, alpha):
 
 def test_ff_the_noise_has_the_variance_of_the_formula_in_every_layer():
     given = cases.problem(SMALL, RECORDS)
-    alpha, last = 1e-5, last_layer(given)
+    alpha, last = 1e-5, last_layers(given)
     information = fisher(given, FisherForgettingConfig(estimator="model"))
     noise = variances(given, information, alpha, last)
     expected = formula(given, information, alpha)
@@ -119,7 +119,7 @@ class Alike(nn.Module):
 
 def test_the_last_layer_is_the_one_that_runs_last():
     given = cases.problem(SMALL, CLASS, selector="class", model=Alike())
-    assert last_layer(given) is given.model.head
+    assert last_layers(given) == [given.model.head]
 
 
 def test_a_class_without_a_row_of_its_own_is_infeasible():
@@ -135,7 +135,7 @@ def test_pruned_weights_get_no_noise_and_do_not_raise_the_others():
     given = replace(given, masks=masks)
     given.keep_masks(given.model)
     information = fisher(given, FisherForgettingConfig())
-    noise = variances(given, information, 1e-8, last_layer(given))[name]
+    noise = variances(given, information, 1e-8, last_layers(given))[name]
     each = 1e-8 * (1 / (information[name] + 1e-8)).clamp(max=1e3)
     for row, mask, found in zip(each, masks[name], noise, strict=True):
         torch.testing.assert_close(found[0], row[mask].mean())

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from core import weights
+from core import networks, weights
+from core.team import Team
 from core.unlearners.fine_tune import FineTuneConfig, fine_tune
 from core.unlearners.l1_sparse import L1SparseConfig, l1_sparse
 from tests.core import cases
@@ -45,6 +46,16 @@ def test_l1_without_a_price_it_is_fine_tuning_bit_for_bit(policy, prox):
 def test_l1_schedules(schedule, free, prices):
     config = L1SparseConfig(gamma=0.5, schedule=schedule, epochs=10, no_l1_epochs=free)
     assert {epoch: config.price(epoch) for epoch in prices} == pytest.approx(prices)
+
+
+@pytest.mark.parametrize("prox", [False, True])
+def test_a_price_keeps_the_training_to_one_process(prox):
+    team = Team(2, networks.parse(WORLD.architecture))
+    model = run(changes={"team": team}, prox=prox, gamma=0.05)
+    assert weights.equal(model, run(prox=prox, gamma=0.05))
+    told = team.summary()
+    assert (told.asked, told.used) == (2, 1)
+    assert told.reason is not None
 
 
 @pytest.mark.parametrize("prox", [False, True])

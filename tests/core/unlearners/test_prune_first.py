@@ -285,3 +285,27 @@ def test_masks_of_ssd_are_never_selected_nor_counted():
     unlearners["ssd"].run(inner, unlearners["ssd"].config(selection="adaptive"))
     (found,) = [entry for entry in inner.tried if "fraction" in entry]
     assert found["selected"] == round(found["fraction"] * total)
+
+
+NORMED = cases.noise_world(num_train=200, num_holdout=200, noise_dims=20, batch_norm=True)
+
+
+@pytest.mark.parametrize(
+    ("prune", "options", "kept"),
+    [
+        ("omp", {}, True),
+        ("synflow", {}, True),
+        ("omp", {"rewind": True}, False),
+        ("imp", {}, False),
+    ],
+)
+def test_frozen_statistics_stay_while_it_prunes_or_it_says_that_they_are_new(prune, options, kept):
+    given = cases.problem(NORMED, cases.first(NORMED, 40), batch_size=32, bn_policy="frozen")
+    model = prune_first(given, config(prune, "neggrad_plus", **options))
+    same = [torch.equal(model.get_buffer(n), b) for n, b in trained(NORMED).named_buffers()]
+    assert all(same) is kept
+    said = {"batch_norm": "not the parent's: the pruner starts anew"}
+    assert (said in given.tried) is not kept
+    usual = dataclasses.replace(given, model=trained(NORMED), bn_policy="recalibrate", tried=[])
+    prune_first(usual, config(prune, "neggrad_plus", **options))
+    assert said not in usual.tried
