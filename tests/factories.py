@@ -54,7 +54,8 @@ def ingest(session: Session, job_id: str, rows: list[list[Any]]) -> None:
         "details": {},
     }
     blob = f"{claim.job.tenant_id}/jobs/{job_id}/e{claim.epoch}/records.parquet"
-    jobs.finish_ingest(session, claim, result=result, blob=blob, index=rows)
+    assert jobs.add_to_index(session, claim, 0, rows)
+    jobs.finish_ingest(session, claim, result=result, blob=blob)
 
 
 def a_dataset(
