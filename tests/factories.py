@@ -172,6 +172,11 @@ def a_bank(session: Session, tenant_id: str, model_id: str, num_models: int = 4)
     return blob
 
 
+def waiting_on(session: Session, job: tables.Job) -> str | None:
+    """What one job waits for."""
+    return jobs.waiting_on(session, [job]).get(job.id)
+
+
 def bytes_for_all(session: Session) -> None:
     """Put a file under every key that a row counts on; an empty one where there is none."""
     for key in trash.named(session):
