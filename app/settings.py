@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(
         20_000, ge=1, description="Queued jobs of one tenant before no more are taken in."
     )
+    max_open_requests: int = Field(
+        100_000,
+        ge=1,
+        description="Requests of one tenant that wait or are worked on before no more are taken "
+        "in.",
+    )
     max_model_bytes: int = Field(2 * 2**30, description="Largest model file accepted.")
     max_dataset_bytes: int = Field(2 * 2**30, description="Largest dataset file accepted.")
     max_bytes_in_flight: int = Field(
