@@ -231,7 +231,7 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_PEPPER is required when LETHE_DATABASE_URL is set")
         if self.lease_seconds <= 2 * self.heartbeat_seconds:
             raise ValueError("LETHE_LEASE_SECONDS must be over twice LETHE_HEARTBEAT_SECONDS")
-        if self.database_tenant_role and self.embedded_database:
+        if self.database_tenant_role and not self.database.startswith("postgres"):
             raise ValueError("LETHE_DATABASE_TENANT_ROLE needs a PostgreSQL LETHE_DATABASE_URL")
         self._refuse_odd_blobs()
         self._refuse_odd_connections()

@@ -37,6 +37,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "every-ipv6-is-a-proxy": ({**EXPOSED, "trusted_proxies": ["::/0"]}, "LETHE_TRUSTED_PROXIES"),
     "guessing-without-a-limit": ({"failed_keys_per_minute": 0}, "failed_keys_per_minute"),
     "role-without-policies": ({"database_tenant_role": "r"}, "LETHE_DATABASE_TENANT_ROLE"),
+    "role-beside-a-file": (
+        {"database_url": "sqlite:///x.db", "pepper": PEPPER, "database_tenant_role": "r"},
+        "LETHE_DATABASE_TENANT_ROLE",
+    ),
     "counts-in-a-file": ({"limits_url": "file:///tmp/counts"}, "limits_url"),
     "connection-for-nobody": ({"connections": [{**CONNECTION, "tenants": []}]}, "tenants"),
     "connection-for-a-name": ({"connections": [{**CONNECTION, "tenants": ["acme"]}]}, "tenants"),
@@ -76,6 +80,11 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "production": PRODUCTION,
     "production-behind-a-proxy": {**PRODUCTION, "trusted_proxies": ["10.0.0.0/8"]},
     "production-with-roles": {**PRODUCTION, "database_tenant_role": "lethe_tenant"},
+    "roles-by-driver": {
+        **PRODUCTION,
+        "database_url": "postgresql+psycopg://db/lethe",
+        "database_tenant_role": "lethe_tenant",
+    },
     "exposed-embedded": EXPOSED,
     "local-with-everything-open": {
         "docs": True,

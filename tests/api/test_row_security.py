@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import make_url, select, text
 from sqlalchemy.orm import Session
 
+from app.api import appending
 from app.settings import Settings
-from app.store import models, session, tables
+from app.store import models, session, tables, uploads
 from app.store.errors import NotFound
 from app.store.session import transaction
 from tests.store.conftest import migrated_postgres, roles, settings_of  # noqa: F401  # fixtures
@@ -88,3 +90,20 @@ def test_every_kind_of_call_works_under_the_role(tenant: Tenant) -> None:
     key_id = tenant.get("/me").json()["key"]["id"]
     assert tenant.call("POST", f"/api-keys/{key_id}/rotate", json={}).status_code == 201
     assert tenant.call("DELETE", f"/models/{model_id}").status_code == 204
+
+
+def test_checkpoints_of_an_upload_take_the_role(
+    tenant: Tenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def advance(writer: Session, *args: Any, **options: Any) -> tables.Upload:
+        taken.append(writer.scalars(text("select current_user::text")).one())
+        return write_down(writer, *args, **options)
+
+    write_down = uploads.advance
+    monkeypatch.setattr(uploads, "advance", advance)
+    monkeypatch.setattr(appending, "CHECKPOINT_SECONDS", 0.0)
+    tenant.finished_upload(b"some bytes")
+    assert len(taken) > 1, "there was no checkpoint on the way"
+    assert {*taken} == {settings.database_tenant_role}
