@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .connections import BLOBS_URL, Connection, is_endpoint
+from .connections import BLOBS_URL, Connection, endpoint_of, is_endpoint, server_of
 
 Need = Literal["cpu", "gpu"]
 
@@ -253,8 +253,9 @@ class Settings(BaseSettings):
         names = [each.name for each in self.connections]
         if len(set(names)) < len(names):
             raise ValueError("LETHE_CONNECTIONS has two connections of one name")
-        own = (self.blobs_endpoint, self.blobs_url.removeprefix("s3://").partition("/")[0])
-        if any((each.endpoint, each.bucket_name) == own for each in self.connections):
+        server = server_of(endpoint_of(self.blobs_endpoint, self.blobs_region))
+        own = (server, self.blobs_url.removeprefix("s3://").partition("/")[0])
+        if any((server_of(each.address), each.bucket_name) == own for each in self.connections):
             raise ValueError("LETHE_CONNECTIONS may not reach the bucket of LETHE_BLOBS_URL")
 
     def _refuse_exposed(self) -> None:
