@@ -112,6 +112,11 @@ def test_records_are_indexed_in_transactions_of_their_own(
     monkeypatch.setattr(jobs, "CHUNK", 1)
     monkeypatch.setattr(jobs, "add_to_index", add)
     job_id = queue("ok")
+    dead = {"tenant_id": find(job_id).tenant_id, "dataset_id": dataset_of(job_id).id}
+    with transaction() as session:
+        for row in range(3):
+            left = Record(row=row, record_id=f"left-{row}", label=0, split="train", **dead)
+            session.add(left)
     run_job(job_id)
     assert (find(job_id).status, committed) == ("succeeded", [0, 1])
     with reading() as session:
