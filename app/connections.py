@@ -13,6 +13,7 @@ _BUCKET = r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]"
 _PREFIX = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*"
 BLOBS_URL = re.compile(rf"s3://{_BUCKET}(/{_PREFIX})?")
 EVERY_TENANT = "*"
+_AWS = ".amazonaws.com"
 
 BucketName = Annotated[str, StringConstraints(pattern=rf"^{_BUCKET}$")]
 Tenant = Annotated[str, StringConstraints(pattern=r"^(ten_[0-9A-Za-z]+|\*)$")]
@@ -50,6 +51,11 @@ class Connection(BaseModel):
         return self
 
     @property
+    def address(self) -> str:
+        """The endpoint in force."""
+        return endpoint_of(self.endpoint, self.region)
+
+    @property
     def bucket_name(self) -> str:
         """The bucket in force."""
         return self.bucket or self.name
@@ -72,6 +78,25 @@ class Connection(BaseModel):
             return self.secret_key_file.read_text().strip()
         assert self.secret_key is not None  # beside an access key
         return self.secret_key.get_secret_value()
+
+
+def endpoint_of(endpoint: str, region: str) -> str:
+    """Return the address of a store: that of AWS in the region where none is named."""
+    return endpoint or f"https://s3.{region}.amazonaws.com"
+
+
+def server_of(endpoint: str) -> tuple[str, int | None]:
+    """Return host and port of a store, however its address is spelt; AWS is one for all regions.
+
+    Example:
+        >>> server_of("https://S3.example:443") == server_of("https://s3.example.")
+        True
+    """
+    parts = urlsplit(endpoint)
+    host = (parts.hostname or "").rstrip(".")
+    if host.endswith(_AWS):
+        return _AWS, None  # a bucket has one name in all its regions, and is behind either port
+    return host, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
 def is_endpoint(text: str) -> bool:

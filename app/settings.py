@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .connections import BLOBS_URL, Connection, is_endpoint
+from .connections import BLOBS_URL, Connection, endpoint_of, is_endpoint, server_of
 
 Need = Literal["cpu", "gpu"]
 
@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     )
     max_queued_jobs: int = Field(
         20_000, ge=1, description="Queued jobs of one tenant before no more are taken in."
+    )
+    max_open_requests: int = Field(
+        100_000,
+        ge=1,
+        description="Requests of one tenant that wait or are worked on before no more are taken "
+        "in.",
     )
     max_model_bytes: int = Field(2 * 2**30, description="Largest model file accepted.")
     max_dataset_bytes: int = Field(2 * 2**30, description="Largest dataset file accepted.")
@@ -228,7 +234,7 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_PEPPER is required when LETHE_DATABASE_URL is set")
         if self.lease_seconds <= 2 * self.heartbeat_seconds:
             raise ValueError("LETHE_LEASE_SECONDS must be over twice LETHE_HEARTBEAT_SECONDS")
-        if self.database_tenant_role and self.embedded_database:
+        if self.database_tenant_role and not self.database.startswith("postgres"):
             raise ValueError("LETHE_DATABASE_TENANT_ROLE needs a PostgreSQL LETHE_DATABASE_URL")
         self._refuse_odd_blobs()
         self._refuse_odd_connections()
@@ -250,8 +256,9 @@ class Settings(BaseSettings):
         names = [each.name for each in self.connections]
         if len(set(names)) < len(names):
             raise ValueError("LETHE_CONNECTIONS has two connections of one name")
-        own = (self.blobs_endpoint, self.blobs_url.removeprefix("s3://").partition("/")[0])
-        if any((each.endpoint, each.bucket_name) == own for each in self.connections):
+        server = server_of(endpoint_of(self.blobs_endpoint, self.blobs_region))
+        own = (server, self.blobs_url.removeprefix("s3://").partition("/")[0])
+        if any((server_of(each.address), each.bucket_name) == own for each in self.connections):
             raise ValueError("LETHE_CONNECTIONS may not reach the bucket of LETHE_BLOBS_URL")
 
     def _refuse_exposed(self) -> None:

@@ -54,7 +54,8 @@ def ingest(session: Session, job_id: str, rows: list[list[Any]]) -> None:
         "details": {},
     }
     blob = f"{claim.job.tenant_id}/jobs/{job_id}/e{claim.epoch}/records.parquet"
-    jobs.finish_ingest(session, claim, result=result, blob=blob, index=rows)
+    assert jobs.add_to_index(session, claim, 0, rows)
+    jobs.finish_ingest(session, claim, result=result, blob=blob)
 
 
 def a_dataset(
@@ -169,6 +170,11 @@ def a_bank(session: Session, tenant_id: str, model_id: str, num_models: int = 4)
     blob = f"{tenant_id}/jobs/{job.id}/e1/bank.safetensors"
     jobs.finish_bank(session, claim, blob=blob, num_models=num_models)
     return blob
+
+
+def waiting_on(session: Session, job: tables.Job) -> str | None:
+    """What one job waits for."""
+    return jobs.waiting_on(session, [job]).get(job.id)
 
 
 def bytes_for_all(session: Session) -> None:

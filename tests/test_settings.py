@@ -37,6 +37,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "every-ipv6-is-a-proxy": ({**EXPOSED, "trusted_proxies": ["::/0"]}, "LETHE_TRUSTED_PROXIES"),
     "guessing-without-a-limit": ({"failed_keys_per_minute": 0}, "failed_keys_per_minute"),
     "role-without-policies": ({"database_tenant_role": "r"}, "LETHE_DATABASE_TENANT_ROLE"),
+    "role-beside-a-file": (
+        {"database_url": "sqlite:///x.db", "pepper": PEPPER, "database_tenant_role": "r"},
+        "LETHE_DATABASE_TENANT_ROLE",
+    ),
     "counts-in-a-file": ({"limits_url": "file:///tmp/counts"}, "limits_url"),
     "connection-for-nobody": ({"connections": [{**CONNECTION, "tenants": []}]}, "tenants"),
     "connection-for-a-name": ({"connections": [{**CONNECTION, "tenants": ["acme"]}]}, "tenants"),
@@ -69,6 +73,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"connections": [CONNECTION], "blobs_url": "s3://research/blobs"},
         "LETHE_CONNECTIONS",
     ),
+    **{
+        f"connection-to-our-own-blobs-{name}": (
+            {
+                "connections": [{**CONNECTION, "endpoint": theirs}],
+                "blobs_url": "s3://research",
+                "blobs_endpoint": ours,
+            },
+            "LETHE_CONNECTIONS",
+        )
+        for name, ours, theirs in (
+            ("by-address", "", "https://s3.us-east-1.amazonaws.com"),
+            ("in-capitals", "", "https://S3.US-East-1.AmazonAWS.com"),
+            ("of-the-world", "https://s3.us-east-1.amazonaws.com", "http://s3.amazonaws.com"),
+            ("by-port", "https://store.example", "https://store.example:443"),
+            ("by-plain-port", "http://store.example:80", "http://STORE.example."),
+        )
+    },
     "counts-by-an-asynchronous-client": ({"limits_url": "async+memory://"}, "limits_url"),
 }
 ACCEPTED: dict[str, dict[str, Any]] = {
@@ -76,6 +97,11 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "production": PRODUCTION,
     "production-behind-a-proxy": {**PRODUCTION, "trusted_proxies": ["10.0.0.0/8"]},
     "production-with-roles": {**PRODUCTION, "database_tenant_role": "lethe_tenant"},
+    "roles-by-driver": {
+        **PRODUCTION,
+        "database_url": "postgresql+psycopg://db/lethe",
+        "database_tenant_role": "lethe_tenant",
+    },
     "exposed-embedded": EXPOSED,
     "local-with-everything-open": {
         "docs": True,
@@ -86,6 +112,17 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "connection-beside-blobs": {
         "connections": [{**CONNECTION, "access_key": "a", "secret_key_file": "f"}],
         "blobs_url": "s3://blobs",
+    },
+    **{
+        f"connection-to-a-namesake-{name}": {
+            "connections": [{**CONNECTION, "endpoint": theirs}],
+            "blobs_url": "s3://research",
+            "blobs_endpoint": ours,
+        }
+        for name, ours, theirs in (
+            ("elsewhere", "", "https://store.example"),
+            ("by-port", "http://store.example:9000", "http://store.example:9001"),
+        )
     },
     "counts-in-redis": {"limits_url": "redis://redis:6379/1"},
 }

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import structlog
 from pydantic import Field, TypeAdapter, ValidationError
-from sqlalchemy.orm import Session
 
 from app.store import jobs, situations
 from app.store.blobs import BlobMissing, blobs, digest
@@ -27,7 +27,7 @@ from core.header import read_header
 from core.policies import ladder
 from core.situation import Policy, Situation
 from worker import gathering
-from worker.lease import OUTAGE
+from worker.lease import OUTAGE, insist
 from worker.parcels import NO_ROOM, Adopt, adopt, check_digest, fetch, plain, wanted
 from worker.protocol import Checkpoint
 from worker.results import Ending, Result
@@ -244,14 +244,32 @@ def _situation(claim: Claim) -> Situation:
 
 def _ingested(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:
     result = Ingested.model_validate(raw)
-    index = plain(out / "index.jsonl")
+    if not _index(claim, _read_index(plain(out / "index.jsonl"))):
+        return partial(jobs.cancelled, claim=claim)
     blob = adopt(claim, out / "records.parquet")
-    values = result.model_dump()
+    return partial(jobs.finish_ingest, claim=claim, result=result.model_dump(), blob=blob)
 
-    def end(session: Session) -> None:
-        jobs.finish_ingest(session, claim, result=values, blob=blob, index=_read_index(index))
 
-    return end
+def _index(claim: Claim, rows: Iterator[_IndexRow]) -> bool:
+    """Index the records in short transactions; False if nobody wants them any more."""
+
+    def clear() -> bool:
+        with transaction() as session:
+            return jobs.clear_index(session, claim)
+
+    while insist(clear):
+        pass
+    start = 0
+    while piece := [*islice(rows, jobs.CHUNK)]:
+
+        def add(start: int = start, piece: list[_IndexRow] = piece) -> bool:
+            with transaction() as session:
+                return jobs.add_to_index(session, claim, start, piece)
+
+        if not insist(add):
+            return False
+        start += len(piece)
+    return True
 
 
 def _converted(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> Ending:

@@ -155,8 +155,9 @@ class _Piece:
             if self._checkpoint is not None:
                 await self._checkpoint  # raises what went wrong
             self._checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
-            loop = asyncio.get_running_loop()
-            self._checkpoint = loop.run_in_executor(None, self._write_down, sink.stored)
+            # Not run_in_executor: it would leave behind on whose behalf this is.
+            written = asyncio.to_thread(self._write_down, sink.stored)
+            self._checkpoint = asyncio.create_task(written)
 
     async def _keep(self, sink: Sink) -> None:
         await asyncio.to_thread(self._write_down, sink.stored)

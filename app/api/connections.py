@@ -68,7 +68,7 @@ def opened(tenant_id: str, name: str, key: str) -> Iterator[Readable]:
 def _signed(connection: Connection, key: str) -> str:
     """Return an address of the object that is good for a minute."""
     # Named even where it is the usual one: AWS_ENDPOINT_URL is meant for the service's own bucket.
-    endpoint = connection.endpoint or f"https://s3.{connection.region}.amazonaws.com"
+    endpoint = connection.address
     more: dict[str, Any] = {}
     try:
         if connection.access_key:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
-import threading
 import time
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Response
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 
 from ..settings import Settings
 from ..store import figures, session, workers
@@ -51,7 +52,8 @@ class Ready(Shape):
 
 _kept: tuple[float, Settings, Ready] | None = None
 """Until when the last answer is good, under which settings, and what it was."""
-_lock = threading.Lock()
+_looking = asyncio.Lock()
+"""Held by the one who looks. Whoever waits for it keeps no thread from other calls."""
 
 
 @router.get("/healthz", operation_id="get_health", response_model=Alive)
@@ -71,26 +73,26 @@ async def healthz() -> Alive:
         }
     },
 )
-def readyz(http_response: Response) -> Ready:
+async def readyz(http_response: Response) -> Ready:
     """Say whether requests can be taken, and whether they can be carried out.
 
     The first needs database and migrations. Without storage, broker or workers, or with a clock
     that is wrong, the service is `degraded`, not unavailable: requests are kept, and done later.
     Uploads and downloads need the storage.
     """
-    found = _lately()
+    found = await _lately()
     if found.status == "unavailable":
         http_response.status_code = 503
     return found
 
 
-def _lately() -> Ready:
+async def _lately() -> Ready:
     """What was found within the last second, or is found now: by one caller, for all that wait."""
     global _kept
-    with _lock:
+    async with _looking:
         settings = session.settings()
         if _kept is None or _kept[1] is not settings or time.monotonic() >= _kept[0]:
-            found = _look()
+            found = await run_in_threadpool(_look)
             _kept = (time.monotonic() + KEPT_SECONDS, settings, found)
         return _kept[2]
 

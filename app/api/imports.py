@@ -107,7 +107,10 @@ def _in_mirror(parts: list[str]) -> Iterator[Readable]:
     if len(parts) < 3:
         raise _invalid("Name hf://owner/repository/path.")
     owner, repository, *path = parts
-    repository, _, revision = repository.partition("@")
+    repository, has_revision, revision = repository.partition("@")
+    halves = [repository, revision] if has_revision else [repository]
+    if not all(map(_PART.fullmatch, halves)):
+        raise _invalid("Repository or revision is empty, or leads upwards.")
     if not re.match(r"https?://", mirror):
         if revision:
             raise _invalid("This mirror is a folder; it knows no revisions.")

@@ -261,7 +261,11 @@ def shapes(session: Session, rows: Sequence[tables.Job]) -> list[Job]:
     """Return the shapes of job rows, without their rungs."""
     served = _served(session, rows)
     published = _published(session, rows)
-    return [_shape(session, row, served.get(row.id, []), published.get(row.id)) for row in rows]
+    waiting = jobs.waiting_on(session, rows)
+    return [
+        _shape(row, served.get(row.id, []), published.get(row.id), waiting.get(row.id))
+        for row in rows
+    ]
 
 
 def _is_over(found: Job) -> bool:
@@ -269,7 +273,7 @@ def _is_over(found: Job) -> bool:
 
 
 def _shape(
-    session: Session, row: tables.Job, served: list[str], version: tables.Version | None
+    row: tables.Job, served: list[str], version: tables.Version | None, waiting_on: str | None
 ) -> Job:
     return Job(
         id=row.id,
@@ -282,7 +286,7 @@ def _shape(
         phase=row.phase,
         progress=row.progress,
         eta_seconds=row.eta_seconds,
-        waiting_on=jobs.waiting_on(session, row) if row.status == "queued" else None,
+        waiting_on=waiting_on,
         rung=None if row.rung is None else JobRung.model_validate(row.rung),
         attempt=row.attempts,
         retry_of=row.retry_of_id,

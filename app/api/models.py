@@ -285,14 +285,10 @@ def shapes(session: Session, rows: Sequence[tables.Model]) -> list[Model]:
 def _latest(session: Session, rows: Sequence[tables.Model]) -> dict[str, versions.Version]:
     if not rows:
         return {}
-    chosen = (
-        select(tables.Version)
-        .where(
-            tables.Version.tenant_id == rows[0].tenant_id,
-            tables.Version.model_id.in_([row.id for row in rows]),
-            tables.Version.role == "chain",
-        )
-        .order_by(tables.Version.number)
+    # The one in force is always the last of its chain.
+    chosen = select(tables.Version).where(
+        tables.Version.tenant_id == rows[0].tenant_id,
+        tables.Version.id.in_([row.current_version_id for row in rows]),
     )
     found = session.scalars(chosen).all()
     return {version.model: version for version in versions.shapes(found)}

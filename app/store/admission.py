@@ -169,10 +169,11 @@ def _resolve_ids(session: Session, model: Model, wish: Wish) -> Resolution:
     found = rows_of_ids(session, model.tenant_id, model.dataset_id, ids)
     num_holdout, missing = found.num_holdout, found.missing
     if missing and model.holdout_dataset_id not in (None, model.dataset_id):
-        assert model.holdout_dataset_id is not None
-        held = rows_of_ids(session, model.tenant_id, model.holdout_dataset_id, missing)
-        num_holdout += len(missing) - held.num_missing
-        missing = held.missing
+        holdout = session.get_one(Dataset, (model.tenant_id, model.holdout_dataset_id))
+        if holdout.status == "ready":  # else its index is a part of what it will be
+            held = rows_of_ids(session, model.tenant_id, holdout.id, missing)
+            num_holdout += len(missing) - held.num_missing
+            missing = held.missing
     if missing and not wish.ignore_missing:
         raise Unacceptable(
             "records_not_found",

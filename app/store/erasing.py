@@ -22,13 +22,18 @@ def erase(session: Session, dataset: Dataset) -> None:
     """Throw bytes and index of a locked dataset away; again changes nothing."""
     if dataset.status == "deleted":
         return
-    session.execute(
-        delete(Record).where(Record.tenant_id == dataset.tenant_id, Record.dataset_id == dataset.id)
-    )
+    drop_index(session, dataset)
     session.refresh(dataset)
     throw(session, dataset.blob)
     dataset.blob, dataset.status, dataset.deleted_at = None, "deleted", datetime.now(UTC)
     session.flush()
+
+
+def drop_index(session: Session, dataset: Dataset) -> None:
+    """Remove every record of a locked dataset from the index."""
+    session.execute(
+        delete(Record).where(Record.tenant_id == dataset.tenant_id, Record.dataset_id == dataset.id)
+    )
 
 
 def erase_samples(session: Session, tenant_id: str, dataset_id: str | None) -> None:

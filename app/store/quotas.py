@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from . import session as sessions
 from .errors import TooMany, Unacceptable
-from .tables import Job, Model, Version
+from .tables import Job, Model, Request, Tenant, Version
 
 
 def refuse_full_queue(session: Session, tenant_id: str) -> None:
@@ -29,6 +29,28 @@ def refuse_full_queue(session: Session, tenant_id: str) -> None:
         )
 
 
+def refuse_many_requests(session: Session, tenant_id: str) -> None:
+    """Refuse one more request of a tenant that has as many open as it may have.
+
+    Many may share one job, and each keeps its rows. Calls at the same moment may exceed the quota
+    by as many as they are.
+
+    Raises:
+        TooMany: ``request_quota_exceeded``.
+    """
+    most = sessions.settings().max_open_requests
+    # Spelt as in the partial index of open requests, which is all that need be read.
+    is_open = text("status in ('queued', 'processing')")
+    waiting = select(Request.samples_dataset_id).where(Request.tenant_id == tenant_id, is_open)
+    found = session.scalar(select(func.count()).select_from(waiting.limit(most).subquery()))
+    if (found or 0) >= most:
+        raise TooMany(
+            "request_quota_exceeded",
+            f"{most} requests of this tenant are open already; nothing was taken in.",
+            headers={"Retry-After": "60"},
+        )
+
+
 def refuse_large_model(session: Session, tenant_id: str, num_parameters: int) -> None:
     """Refuse a model that does not fit beside the tenant's others; each counts once.
 
@@ -36,6 +58,10 @@ def refuse_large_model(session: Session, tenant_id: str, num_parameters: int) ->
         Unacceptable: ``quota_model_too_large``.
     """
     most = sessions.settings().max_tenant_parameters
+    if not most:
+        return
+    # Locked, so that two calls at once cannot both find the last room.
+    session.get_one(Tenant, tenant_id, with_for_update={"key_share": True})
     current = (Version.tenant_id == Model.tenant_id) & (Version.id == Model.current_version_id)
     held = (
         select(func.coalesce(func.sum(Version.num_parameters), 0))
@@ -43,7 +69,7 @@ def refuse_large_model(session: Session, tenant_id: str, num_parameters: int) ->
         .where(Model.tenant_id == tenant_id, Model.status == "active")
     )
     left = most - int(session.scalar(held) or 0)
-    if most and num_parameters > left:
+    if num_parameters > left:
         raise Unacceptable(
             "quota_model_too_large",
             f"The model has {num_parameters} parameters, and the tenant's quota of {most} has "

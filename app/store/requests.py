@@ -20,7 +20,7 @@ from .endings import lock, stop
 from .erasing import release_samples
 from .errors import Conflict, NotFound
 from .ids import new
-from .quotas import refuse_full_queue
+from .quotas import refuse_full_queue, refuse_many_requests
 from .tables import Document, Job, Model, Request, Version
 
 
@@ -78,7 +78,7 @@ def receive(
             ``records_not_found``, ``class_unknown``, ``retain_set_too_small``,
             ``dataset_purpose_mismatch``, ``forget_set_empty``, ``holdout_overlap``,
             ``dataset_missing``, ``recipe_missing``, ``holdout_missing``.
-        TooMany: ``queue_quota_exceeded``.
+        TooMany: ``queue_quota_exceeded`` or ``request_quota_exceeded``.
     """
     now = datetime.now(UTC)
     asked_at = received_at or now
@@ -101,6 +101,7 @@ def receive(
     admission.refuse_selector(model, selector)
     found = admission.resolve(session, model, sent or dataset, wish)
     if len(found.rows):
+        refuse_many_requests(session, tenant_id)
         if dataset is not None:
             admission.refuse_too_small(session, model, dataset, found.rows)
         version = models.current(session, model)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, aliased
 
 from .keyed import subject_hash
 from .tables import Record
 
 CHUNK = 5_000
+STREAMED = 1_000
+"""Rows that are held as Python objects at once."""
 Rows = NDArray[np.int64]
 
 
@@ -40,34 +42,32 @@ def rows_of_ids(
 ) -> Resolution:
     """Resolve record ids; repeated ones count once."""
     wanted = frozenset(ids)
-    found: list[Row[Any]] = []
+    mine = (Record.tenant_id == tenant_id, Record.dataset_id == dataset_id)
+    found: list[Any] = []
     storable = sorted(each for each in wanted if _is_storable(each))
     for start in range(0, len(storable), CHUNK):
         same = Record.record_id.in_(storable[start : start + CHUNK])
-        chosen = _records(tenant_id, dataset_id, same)
-        found += session.execute(chosen.add_columns(Record.record_id)).all()
-    return _resolution(found, missing=wanted - {row.record_id for row in found})
+        chosen = select(Record.row, Record.split, Record.record_id).where(*mine, same)
+        found += session.execute(chosen).all()
+    rows = np.array(sorted(row.row for row in found if row.split == "train"), dtype=np.int64)
+    missing = wanted - {row.record_id for row in found}
+    return Resolution(rows, num_holdout=len(found) - len(rows), missing=missing)
 
 
 def rows_of_subject(session: Session, tenant_id: str, dataset_id: str, subject: str) -> Resolution:
     """Resolve a subject; one that is not there has no rows."""
     same = Record.subject_hash == subject_hash(tenant_id, subject)
-    return _resolution(session.execute(_records(tenant_id, dataset_id, same)).all())
+    return _rows_of_all(session, tenant_id, dataset_id, same)
 
 
 def rows_of_class(session: Session, tenant_id: str, dataset_id: str, label: int) -> Resolution:
     """Resolve a class to its training rows; its holdout rows are not counted."""
-    same = Record.label == label
-    chosen = _records(tenant_id, dataset_id, same).where(Record.split == "train")
-    return _resolution(session.execute(chosen).all())
+    return Resolution(_training_rows(session, tenant_id, dataset_id, Record.label == label))
 
 
 def rows_of_dataset(session: Session, tenant_id: str, dataset_id: str) -> Resolution:
     """Resolve a whole dataset."""
-    chosen = select(Record.row, Record.split).where(
-        Record.tenant_id == tenant_id, Record.dataset_id == dataset_id
-    )
-    return _resolution(session.execute(chosen).all())
+    return _rows_of_all(session, tenant_id, dataset_id)
 
 
 def num_overlapping(session: Session, tenant_id: str, dataset_id: str, holdout_id: str) -> int:
@@ -87,15 +87,25 @@ def num_overlapping(session: Session, tenant_id: str, dataset_id: str, holdout_i
     return session.scalar(chosen) or 0
 
 
-def _records(tenant_id: str, dataset_id: str, condition: ColumnElement[bool]) -> Any:
-    return select(Record.row, Record.split).where(
-        Record.tenant_id == tenant_id, Record.dataset_id == dataset_id, condition
-    )
+def _rows_of_all(
+    session: Session, tenant_id: str, dataset_id: str, *conditions: ColumnElement[bool]
+) -> Resolution:
+    rows = _training_rows(session, tenant_id, dataset_id, *conditions)
+    mine = (Record.tenant_id == tenant_id, Record.dataset_id == dataset_id)
+    held = select(func.count()).where(*mine, Record.split != "train", *conditions)
+    return Resolution(rows, num_holdout=session.scalar(held) or 0)
 
 
-def _resolution(found: Any, missing: frozenset[str] = frozenset()) -> Resolution:
-    rows = np.array(sorted(row.row for row in found if row.split == "train"), dtype=np.int64)
-    return Resolution(rows, num_holdout=len(found) - len(rows), missing=missing)
+def _training_rows(
+    session: Session, tenant_id: str, dataset_id: str, *conditions: ColumnElement[bool]
+) -> Rows:
+    """Training rows that meet the conditions, sorted; streamed, for they may be millions."""
+    mine = (Record.tenant_id == tenant_id, Record.dataset_id == dataset_id)
+    chosen = select(Record.row).where(*mine, Record.split == "train", *conditions)
+    found = session.scalars(chosen.execution_options(yield_per=STREAMED))
+    rows = np.fromiter(found, dtype=np.int64)
+    rows.sort()
+    return rows
 
 
 def _is_storable(text: str) -> bool:

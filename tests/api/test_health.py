@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from contextlib import suppress
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import event
+from starlette.concurrency import run_in_threadpool
 
 from app.api import health
 from app.settings import Settings
@@ -62,6 +66,36 @@ def test_who_asks_often_costs_no_more(http: TestClient, monkeypatch: pytest.Monk
     assert ready(http)[1]["workers"] == 0
     a_worker()
     assert ready(http)[1]["workers"] == 1
+
+
+def test_who_waits_for_a_look_keeps_no_thread(
+    api: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More callers than threads, and yet a thread is left for whoever ends their waiting."""
+    looks, go_on = [], threading.Event()
+
+    def look() -> health.Ready:
+        looks.append(threading.get_ident())
+        is_left = go_on.wait(5)
+        go_on.set()
+        assert is_left, "every thread waited"
+        return found
+
+    found = health._look()
+    monkeypatch.setattr(health, "_look", look)
+
+    async def ask() -> list[Response]:
+        transport = ASGITransport(app=api, raise_app_exceptions=False)
+        async with AsyncClient(transport=transport, base_url="http://lethe") as client:
+            callers = [asyncio.create_task(client.get("/readyz")) for _ in range(60)]
+            while not looks:
+                await asyncio.sleep(0.01)
+            await run_in_threadpool(go_on.set)
+            return await asyncio.gather(*callers)
+
+    answers = asyncio.run(ask())
+    assert [answer.json() for answer in answers] == [found.model_dump()] * 60
+    assert len(looks) == 1
 
 
 def test_unavailable_before_migrations(http: TestClient) -> None:

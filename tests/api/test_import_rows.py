@@ -179,6 +179,23 @@ def test_a_mirror_that_is_a_folder(tenant: Tenant, settings: Settings, tmp_path:
     assert_problem(bring(tenant, "hf://owner/records"), 422, "url_invalid")
 
 
+UPWARDS = [f"hf://owner/{each}/f" for each in ("..@", ".@", "@", "records@", "..@v2", "records@..")]
+
+
+@pytest.mark.parametrize("url", UPWARDS)
+@pytest.mark.parametrize("kind", ["folder", "web"])
+def test_H15_around_the_revision(
+    tenant: Tenant, settings: Settings, tmp_path: Path, mirror: str, url: str, kind: str
+) -> None:
+    (tmp_path / "mirror" / "owner").mkdir(parents=True)
+    (tmp_path / "mirror" / "f").write_bytes(CONTENT)
+    where = str(tmp_path / "mirror") if kind == "folder" else mirror
+    session.configure(settings.model_copy(update={"hf_mirror": where}))
+    Mirror.asked.clear()
+    assert_problem(bring(tenant, url), 422, "url_invalid", scratch=tenant.scratch)
+    assert Mirror.asked == []
+
+
 def test_a_mirror_on_the_web(tenant: Tenant, settings: Settings, mirror: str) -> None:
     session.configure(settings.model_copy(update={"hf_mirror": mirror}))
     assert_taken(tenant, bring(tenant, "hf://owner/records/data/records.parquet"))

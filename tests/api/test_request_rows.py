@@ -215,6 +215,27 @@ def test_F18_queue_quota(tenant: Tenant, model_id: str, settings: Settings) -> N
     assert tenant.forget(model_id, seed=2).status_code == 202
 
 
+def test_F18_requests_that_share_a_job_are_counted(
+    tenant: Tenant, other: Tenant, model_id: str, settings: Settings
+) -> None:
+    theirs = other.ready_model()
+    session.configure(settings.model_copy(update={"max_open_requests": 2}))
+    taken = [tenant.forget(model_id) for _ in range(2)]
+    assert len({each.json()["job_id"] for each in taken}) == 1
+    refused = tenant.forget(model_id)
+    assert_problem(refused, 429, "request_quota_exceeded")
+    assert int(refused.headers["retry-after"]) > 0
+    assert tenant.forget(model_id, {"type": "subject", "subject_ref": "x"}).status_code == 202
+    assert other.forget(theirs).status_code == 202
+    with transaction() as writer:
+        claim = jobs.claim(writer, taken[0].json()["job_id"], "w")
+    assert claim is not None
+    assert tenant.forget(model_id).status_code == 429
+    with transaction() as writer:
+        jobs.cancelled(writer, claim)
+    assert tenant.forget(model_id).status_code == 202
+
+
 def test_F18_the_quota_is_one_tenants(
     tenant: Tenant, other: Tenant, model_id: str, settings: Settings
 ) -> None:

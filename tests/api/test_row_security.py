@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, make_url, select
+from sqlalchemy import Connection, event, make_url, select, text
 from sqlalchemy.orm import Session
 
+from app.api import appending
 from app.settings import Settings
-from app.store import models, session, tables
+from app.store import models, session, tables, uploads
 from app.store.errors import NotFound
 from app.store.session import transaction
 from tests.store.conftest import migrated_postgres, roles, settings_of  # noqa: F401  # fixtures
@@ -101,3 +103,20 @@ def test_a_standby_reads_and_is_an_outage_for_writes(tenant: Tenant) -> None:
     answer = tenant.call("DELETE", f"/models/{model_id}")
     assert_problem(answer, 503, "database_unavailable")
     assert answer.headers["retry-after"] == "5"
+
+
+def test_checkpoints_of_an_upload_take_the_role(
+    tenant: Tenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def advance(writer: Session, *args: Any, **options: Any) -> tables.Upload:
+        taken.append(writer.scalars(text("select current_user::text")).one())
+        return write_down(writer, *args, **options)
+
+    write_down = uploads.advance
+    monkeypatch.setattr(uploads, "advance", advance)
+    monkeypatch.setattr(appending, "CHECKPOINT_SECONDS", 0.0)
+    tenant.finished_upload(b"some bytes")
+    assert len(taken) > 1, "there was no checkpoint on the way"
+    assert {*taken} == {settings.database_tenant_role}

@@ -266,7 +266,7 @@ def test_erasure_goes_first_and_one_job_runs_at_a_time(store: World) -> None:
         assert jobs.due(session) == [request.job_id]
         assert jobs.claim(session, request.job_id, "w") is not None
         assert jobs.claim(session, audit.id, "w2") is None
-        assert jobs.waiting_on(session, audit) == "model_lock"
+        assert factories.waiting_on(session, audit) == "model_lock"
 
 
 def test_an_audit_waits_for_a_version_that_is_checked(store: World) -> None:
@@ -274,7 +274,7 @@ def test_an_audit_waits_for_a_version_that_is_checked(store: World) -> None:
         model, _, prepare = factories.a_raw_model(session, store.tenant)
         request = factories.a_request(session, store.tenant, model.id)
         audit = factories.an_audit(session, store.tenant, model.id, "1", request=request.id)
-        assert jobs.waiting_on(session, audit) == "model"
+        assert factories.waiting_on(session, audit) == "model"
         claim = jobs.claim(session, prepare, "w")
         assert claim is not None
         jobs.fail(session, claim, "model_non_finite", "-", False)

@@ -198,9 +198,8 @@ def test_deleting_a_dataset_that_is_being_read(store: World) -> None:
     with transaction() as session:
         assert jobs.renew(session, held).cancel
         result = {"num_train": 1, "num_holdout": 0, "num_classes": 1, "modality": "image"}
-        jobs.finish_ingest(
-            session, held, result=result, blob="t/x", index=[["a", 0, "train", None]]
-        )
+        assert not jobs.add_to_index(session, held, 0, factories.index())
+        jobs.finish_ingest(session, held, result=result, blob="t/x")
         assert datasets.get(session, store.tenant, dataset.id).status == "deleted"
         assert jobs.get(session, store.tenant, job_id).status == "cancelled"
         assert "t/x" in trash.pending(session)

@@ -210,7 +210,7 @@ def test_runner_deaths_back_off_and_then_fail(store: World, asked: str) -> None:
         held = must_claim(asked)
         with transaction() as session:
             states.append(jobs.fail(session, held, "runner_died", "killed", True))
-            waiting = jobs.waiting_on(session, jobs.get(session, store.tenant, asked))
+            waiting = factories.waiting_on(session, jobs.get(session, store.tenant, asked))
             session.execute(update(tables.Job).values(run_after=0.0))
     assert states == ["queued", "queued", "failed"]
     assert waiting is None
@@ -226,7 +226,7 @@ def test_a_job_in_back_off_is_not_due(store: World, asked: str) -> None:
     assert claim(asked) is None
     with reading() as session:
         assert jobs.due(session) == []
-        assert jobs.waiting_on(session, jobs.get(session, store.tenant, asked)) == "backoff"
+        assert factories.waiting_on(session, jobs.get(session, store.tenant, asked)) == "backoff"
 
 
 def test_a_released_job_gets_its_attempt_back(store: World, asked: str) -> None:

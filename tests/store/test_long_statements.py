@@ -1,17 +1,15 @@
-"""Statements that may take longer than others, and a database that gives one up."""
+"""A database that gives a statement up, and one that lets a transaction wait."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import exc, text, update
 
-from app.store import clock, datasets, endings, jobs, tables
-from app.store import session as sessions
+from app.store import clock, endings, jobs, tables
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
@@ -31,28 +29,6 @@ def begun(world: World) -> jobs.Claim:
     return claim
 
 
-def finish(claim: jobs.Claim, index: Iterator[list[Any]]) -> None:
-    result = {"num_train": 10, "num_holdout": 4, "num_classes": 2, "modality": "features"}
-    with transaction() as session:
-        jobs.finish_ingest(session, claim, result=result, blob="x/y", index=index)
-
-
-def test_a_large_dataset_may_take_longer_than_a_statement(
-    store: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sessions, "POSTGRES_OPTIONS", "-c statement_timeout=500ms")
-    sessions.configure(store.settings)
-    claim = begun(store)
-
-    def slow() -> Iterator[list[Any]]:
-        time.sleep(1.0)
-        yield from ROWS
-
-    finish(claim, slow())
-    with reading() as session:
-        assert datasets.get(session, store.tenant, claim.job.dataset_id or "").status == "ready"
-
-
 def test_a_database_that_gives_up_is_told_as_ever(store: World) -> None:
     claim = begun(store)
 
@@ -67,8 +43,8 @@ def test_a_database_that_gives_up_is_told_as_ever(store: World) -> None:
                 )
             )
 
-    with pytest.raises(exc.OperationalError):
-        finish(claim, cut())
+    with pytest.raises(exc.OperationalError), transaction() as session:
+        jobs.add_to_index(session, claim, 0, cut())
 
 
 def test_a_job_that_is_held_keeps_no_other_from_being_freed(store: World) -> None:

@@ -27,7 +27,7 @@ def test_a_prepare_waits_for_its_dataset(store: World) -> None:
         dataset, reading_job = factories.a_raw_dataset(session, store.tenant)
         _, _, job_id = factories.a_raw_model(session, store.tenant, dataset_id=dataset.id)
         assert jobs.claim(session, job_id, "w") is None
-        assert jobs.waiting_on(session, jobs.get(session, store.tenant, job_id)) == "model"
+        assert factories.waiting_on(session, jobs.get(session, store.tenant, job_id)) == "model"
     assert due() == [reading_job]
     with transaction() as session:
         factories.ingest(session, reading_job, factories.index())
@@ -43,7 +43,7 @@ def test_per_model_the_oldest_goes_first_and_alone(store: World) -> None:
     with transaction() as session:
         held = jobs.claim(session, first, "w")
         assert held is not None
-        waiting = jobs.waiting_on(session, jobs.get(session, store.tenant, second))
+        waiting = factories.waiting_on(session, jobs.get(session, store.tenant, second))
     assert waiting == "model_lock"
     assert due() == []
     with transaction() as session:

@@ -228,7 +228,7 @@ def test_an_unread_dataset_is_waited_for(sqlite_store: World) -> None:
     made = receive(sqlite_store, model.id)
     with reading() as session:
         job = jobs.get(session, sqlite_store.tenant, made.job_id)
-        assert jobs.waiting_on(session, job) == "model"
+        assert factories.waiting_on(session, job) == "model"
         assert made.job_id not in jobs.due(session)
 
 

@@ -174,7 +174,7 @@ def test_the_state_of_a_training_goes_when_the_job_ends(store: World) -> None:
         jobs.release(session, held, held_for="storage_full", delay=60.0)
         found = jobs.get(session, store.tenant, job_id)
         assert (found.checkpoint_blob, found.checkpoint_digest) == ("b", "b" * 64)
-        assert jobs.waiting_on(session, found) == "storage_full"
+        assert factories.waiting_on(session, found) == "storage_full"
         found.run_after = 0.0
         session.flush()
         held = jobs.claim(session, job_id, "w")

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.store import admission, endings, jobs, keys, models, requests, samples, tables
+from app.store import session as sessions
 from app.store.errors import Conflict
 from app.store.session import reading, transaction
 from tests import factories
@@ -113,3 +114,16 @@ def test_of_the_last_two_admin_keys_one_stays(store: World) -> None:
     ) as (_, errors):
         pass
     assert [type(error) for error in errors] == [Conflict]
+
+
+def test_two_models_do_not_both_take_the_last_room(store: World) -> None:
+    sessions.configure(store.settings.model_copy(update={"max_tenant_parameters": 15}))
+    with transaction() as session:
+        dataset_id = factories.a_dataset(session, store.tenant).id
+
+    def register(session: Session) -> None:
+        factories.a_raw_model(session, store.tenant, dataset_id=dataset_id, num_parameters=10)
+
+    with both(register, register) as (_, errors):
+        pass
+    assert [getattr(error, "code", error) for error in errors] == ["quota_model_too_large"]

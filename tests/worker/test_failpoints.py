@@ -50,7 +50,7 @@ def test_a_full_disk_puts_a_job_off(settings: Settings, here: Station, place: st
     job = find(job_id)
     assert (job.status, job.attempts, job.runner_deaths) == ("queued", 0, 0)
     with transaction() as session:
-        assert jobs.waiting_on(session, job) == "storage_full"
+        assert jobs.waiting_on(session, [job]) == {job_id: "storage_full"}
         session.execute(update(Job).values(run_after=0.0))
     run_job(job_id)
     assert (find(job_id).status, find(job_id).held_for) == ("succeeded", None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.store import datasets, jobs, keys
@@ -96,6 +97,52 @@ def test_a_job_is_done_and_its_files_adopted(settings: Settings, here: Station) 
     assert records[0].subject_hash not in (None, "someone")
     assert records[1].subject_hash is None
     assert scratch_is_empty(settings, here)
+
+
+def test_records_are_indexed_in_transactions_of_their_own(
+    here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed: list[int] = []
+
+    def add(session: Session, claim: jobs.Claim, start: int, index: Sequence[Any]) -> bool:
+        with reading() as other:
+            committed.append(len(other.scalars(select(Record)).all()))
+        return add_to_index(session, claim, start, index)
+
+    add_to_index = jobs.add_to_index
+    monkeypatch.setattr(jobs, "CHUNK", 1)
+    monkeypatch.setattr(jobs, "add_to_index", add)
+    job_id = queue("ok")
+    dead = {"tenant_id": find(job_id).tenant_id, "dataset_id": dataset_of(job_id).id}
+    with transaction() as session:
+        for row in range(3):
+            left = Record(row=row, record_id=f"left-{row}", label=0, split="train", **dead)
+            session.add(left)
+    run_job(job_id)
+    assert (find(job_id).status, committed) == ("succeeded", [0, 1])
+    with reading() as session:
+        rows = session.execute(select(Record.row, Record.record_id).order_by(Record.row)).all()
+    assert [tuple(row) for row in rows] == [(0, "a"), (1, "b")]
+
+
+def test_a_job_cancelled_while_its_records_are_indexed_leaves_none(
+    here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(session: Session, claim: jobs.Claim, start: int, index: Sequence[Any]) -> bool:
+        if start:
+            jobs.cancel(session, claim.job.tenant_id, claim.job.id)
+        return add_to_index(session, claim, start, index)
+
+    add_to_index = jobs.add_to_index
+    monkeypatch.setattr(jobs, "CHUNK", 1)
+    monkeypatch.setattr(jobs, "add_to_index", add)
+    job_id = queue("ok")
+    run_job(job_id)
+    assert (find(job_id).status, dataset_of(job_id).status) == ("cancelled", "rejected")
+    with reading() as session:
+        assert session.scalars(select(Record)).all() == []
+    garbage.empty_trash()
+    assert list(blobs().keys()) == []
 
 
 def test_a_second_bell_finds_nothing_to_claim(here: Station) -> None:

@@ -14,6 +14,7 @@ from .finishing import (
     release,
 )
 from .gathering import finish_audit, finish_bank, finish_oracle
+from .indexing import CHUNK, add_to_index, clear_index
 from .publishing import exhaust, finish_without_influence, publish
 from .queueing import due, needs_of, stamp_dispatched
 from .reading import cancel, get, rungs, waiting_on
@@ -21,13 +22,16 @@ from .recovery import free_all, sweep
 from .retrying import retry
 
 __all__ = [
+    "CHUNK",
     "Claim",
     "LeaseLost",
     "Renewal",
+    "add_to_index",
     "cancel",
     "cancelled",
     "claim",
     "claim_next",
+    "clear_index",
     "due",
     "exhaust",
     "fail",

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Any
 
-import psycopg
-from sqlalchemy import Connection, exc, text
 from sqlalchemy.orm import Session
 
 from .. import session as sessions
 from ..endings import end, problem, reject_models_of, requeue
-from ..keyed import subject_hash
 from ..models import queue_prepare
-from ..tables import Baseline, Dataset, Document, Model, Record, Version
+from ..tables import Baseline, Dataset, Document, Model, Version
 from ..trash import throw
 from .claiming import hold
 from .claims import Claim
 
-CHUNK = 10_000
-COLUMNS = ", ".join(column.name for column in Record.__table__.columns)
-IndexRow = Sequence[Any]
-"""``(record id, label, split, subject or None)``, one per row of the canonical file, in order."""
 
-
-def finish_ingest(
-    session: Session, claim: Claim, *, result: Document, blob: str, index: Iterable[IndexRow]
-) -> None:
-    """Make the dataset ready: index its records, keep its canonical file, throw the upload away.
+def finish_ingest(session: Session, claim: Claim, *, result: Document, blob: str) -> None:
+    """Make the dataset, whose records are indexed, ready: keep its canonical file, not the upload.
 
     Args:
         session: of the caller's transaction.
         claim: of the attempt.
         result: of ``core.ingest``: counts, modality and details.
         blob: key of the canonical file, already adopted.
-        index: one entry per row; subjects are hashed here and go no further.
 
     Raises:
         LeaseLost: if the job is not this attempt's any more.
@@ -47,7 +33,6 @@ def finish_ingest(
         throw(session, blob)
         end(session, job, "cancelled", epoch=claim.epoch)
         return
-    _insert_records(session, dataset, index)
     throw(session, dataset.blob)
     dataset.blob, dataset.status = blob, "ready"
     for name in ("num_train", "num_holdout", "num_classes", "modality"):
@@ -225,39 +210,3 @@ def cancelled(session: Session, claim: Claim) -> None:
         LeaseLost: if the job is not this attempt's any more.
     """
     end(session, hold(session, claim), "cancelled", epoch=claim.epoch)
-
-
-def _insert_records(session: Session, dataset: Dataset, index: Iterable[IndexRow]) -> None:
-    """Insert the index rows as fast as the driver can: a transaction is open meanwhile."""
-    tenant_id, connection = dataset.tenant_id, session.connection()
-    rows = (
-        (tenant_id, dataset.id, row, record_id, label, split, _hash(tenant_id, subject))
-        for row, (record_id, label, split, subject) in enumerate(index)
-    )
-    if connection.dialect.name == "postgresql":
-        _copy(connection, rows)
-        return
-    marks = ", ".join("?" * len(COLUMNS.split(",")))
-    while chunk := list(islice(rows, CHUNK)):
-        connection.exec_driver_sql(
-            f"insert into records ({COLUMNS}) values ({marks})",  # noqa: S608  # no input in it
-            chunk,
-        )
-
-
-def _copy(connection: Connection, rows: Iterable[IndexRow]) -> None:
-    """Stream the rows in; they may take longer than any other statement."""
-    connection.execute(text("set local statement_timeout = 0"))
-    driver: Any = connection.connection.driver_connection
-    try:
-        with driver.cursor() as cursor, cursor.copy(f"copy records ({COLUMNS}) from stdin") as copy:
-            for row in rows:
-                copy.write_row(row)
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        # As SQLAlchemy says it, whom the driver was asked behind: whoever waits for a database
-        # that is away knows no other.
-        raise exc.OperationalError("copy records", None, error) from error
-
-
-def _hash(tenant_id: str, subject: str | None) -> str | None:
-    return None if subject is None else subject_hash(tenant_id, subject)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from collections.abc import Sequence
+
+from sqlalchemy import case, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from .. import clock
@@ -28,30 +30,33 @@ def rungs(session: Session, tenant_id: str, job_id: str) -> list[Document]:
     return [*session.scalars(chosen.order_by(Rung.index))]
 
 
-def waiting_on(session: Session, job: Job) -> str | None:
-    """What a queued job waits for; None for one that is not queued.
+def waiting_on(session: Session, rows: Sequence[Job]) -> dict[str, str]:
+    """What each queued job of a tenant waits for, by its id.
 
     Returns:
         ``model`` while its inputs are being read or checked, ``model_lock`` while another job of
         the model runs, ``backoff`` after a runner died, ``storage_full`` while the disk may have no
         room, else ``worker``.
     """
-    if job.status != "queued":
-        return None
-    one = select(Job.id).where(Job.tenant_id == job.tenant_id, Job.id == job.id)
-    if session.scalar(one.where(inputs_are_ready())) is None:
-        return "model"
+    queued = [job.id for job in rows if job.status == "queued"]
+    if not queued:
+        return {}
     other = aliased(Job)
     running = select(other.id).where(
-        other.tenant_id == job.tenant_id,
-        other.model_id == job.model_id,
+        other.tenant_id == Job.tenant_id,
+        other.model_id == Job.model_id,
         other.status == "running",
     )
-    if job.model_id is not None and session.scalar(running.limit(1)) is not None:
-        return "model_lock"
-    if session.scalar(one.where(Job.run_after > clock.now())) is not None:
-        return job.held_for or "backoff"
-    return "worker"
+    reason = case(
+        (~inputs_are_ready(), "model"),
+        (exists(running).correlate(Job), "model_lock"),
+        (Job.run_after > clock.now(), func.coalesce(Job.held_for, "backoff")),
+        else_="worker",
+    )
+    chosen = select(Job.id, reason.label("reason")).where(
+        Job.tenant_id == rows[0].tenant_id, Job.id.in_(queued)
+    )
+    return {row.id: row.reason for row in session.execute(chosen)}
 
 
 def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
