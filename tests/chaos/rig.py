@@ -75,7 +75,11 @@ class Rig:
         self.nemesis.rest()
         settle(self._database_url, self.stack.data_dir)
         self.stop_worker()
-        return check(self._database_url, self.stack.data_dir, self.world)
+        try:
+            return check(self._database_url, self.stack.data_dir, self.world)
+        except AssertionError:
+            print(self.stack.log("worker"), flush=True)  # it goes with its folder
+            raise
 
     def stop_worker(self, name: str = "worker") -> None:
         """End a worker as its operator does; before it is ready, no handler hears the signal."""
