@@ -15,7 +15,7 @@ from ..store import keys, tables
 from ..store.errors import Conflict, Forbidden, NotFound, Unacceptable
 from ..store.scopes import of_role, roles_within
 from . import examples
-from .deps import ReadSession, WriteSession, any_key, requires
+from .deps import ReadSession, any_key, requires, writing
 from .idempotency import Answer, OptionalOnce
 from .ids import KeyId
 from .listing import Pages, page_of
@@ -189,10 +189,10 @@ def get_api_key(
 def revoke_api_key(
     caller: Annotated[keys.Caller, requires("keys:manage")],
     key_id: KeyId,
-    session: WriteSession,
 ) -> None:
     """Revoke a key at once; the last one that can manage keys stays."""
-    keys.revoke(session, caller.tenant_id, key_id)
+    with writing() as session:
+        keys.revoke(session, caller.tenant_id, key_id)
 
 
 def shapes(rows: Sequence[tables.ApiKey]) -> list[ApiKey]:

@@ -27,7 +27,7 @@ from ..store.session import reading, settings
 from ..store.status import DatasetStatus
 from . import examples
 from .creation import Register, create
-from .deps import ReadSession, WriteSession, requires
+from .deps import ReadSession, requires, writing
 from .idempotency import Answer, OptionalOnce
 from .ids import DatasetId
 from .listing import Pages, page_of
@@ -178,13 +178,13 @@ async def get_dataset(
 def delete_dataset(
     caller: Annotated[Caller, requires("datasets:write")],
     dataset_id: DatasetId,
-    session: WriteSession,
 ) -> None:
     """Erase the records of a dataset.
 
     Refused with `in_use` while a model rests on it, or an open request is to forget it.
     """
-    datasets.delete(session, caller.tenant_id, dataset_id)
+    with writing() as session:
+        datasets.delete(session, caller.tenant_id, dataset_id)
 
 
 def shape(row: tables.Dataset) -> Dataset:

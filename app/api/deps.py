@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Security
@@ -38,16 +39,20 @@ def read_session() -> Iterator[Session]:
         yield session
 
 
-def write_session() -> Iterator[Session]:
-    """Give a transaction that is committed before the answer is sent; then ring the dispatcher."""
+@contextmanager
+def writing() -> Iterator[Session]:
+    """Give a transaction that is committed at the end of the block; then ring the dispatcher.
+
+    No dependency: the end of those needs a thread, as making the answer does, and on SQLite all
+    threads may be waiting for this very transaction to end.
+    """
     with transaction() as session:
         yield session
     bell.nudge()
 
 
-# scope="function": by default FastAPI would commit only after the answer is on its way.
+# scope="function": by default FastAPI would close it only after the answer is on its way.
 ReadSession = Annotated[Session, Depends(read_session, scope="function")]
-WriteSession = Annotated[Session, Depends(write_session, scope="function")]
 
 
 async def authenticated(

@@ -32,7 +32,7 @@ from ..store.status import ModelStatus
 from . import examples, fit, versions
 from .adoption import ATTACHED
 from .creation import Register, create
-from .deps import ReadSession, WriteSession, requires
+from .deps import ReadSession, requires, writing
 from .idempotency import Answer, OptionalOnce
 from .ids import ModelId
 from .listing import Pages, page_of
@@ -243,10 +243,10 @@ async def get_model(
 def delete_model(
     caller: Annotated[Caller, requires("models:write")],
     model_id: ModelId,
-    session: WriteSession,
 ) -> None:
     """Erase a model: its weights go, its queued work is cancelled, its history stays."""
-    models.delete(session, caller.tenant_id, model_id)
+    with writing() as session:
+        models.delete(session, caller.tenant_id, model_id)
 
 
 def shape(session: Session, row: tables.Model) -> Model:

@@ -18,7 +18,7 @@ from ..store.keys import Caller
 from ..store.session import reading
 from ..store.status import REQUEST_TERMINAL, RequestStatus
 from . import examples
-from .deps import ReadSession, WriteSession, requires
+from .deps import ReadSession, requires, writing
 from .idempotency import Answer, RequiredOnce
 from .ids import ModelFilter, RequestId
 from .listing import Pages, page_of
@@ -132,11 +132,11 @@ async def get_unlearn_request(
 def cancel_unlearn_request(
     caller: Annotated[Caller, requires("requests:create")],
     request_id: RequestId,
-    session: WriteSession,
 ) -> UnlearnRequest:
     """Cancel a request that is not decided yet; its job goes on for the others it serves."""
-    requests.cancel(session, caller.tenant_id, request_id)
-    return shape(session, requests.get(session, caller.tenant_id, request_id))
+    with writing() as session:
+        requests.cancel(session, caller.tenant_id, request_id)
+        return shape(session, requests.get(session, caller.tenant_id, request_id))
 
 
 def _is_decided(found: UnlearnRequest) -> bool:

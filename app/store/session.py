@@ -67,8 +67,8 @@ def engine() -> Engine:
 def write_session() -> Iterator[Session]:
     """Yield a session whose work is committed at the end, or rolled back if an error passes.
 
-    Begins with the first statement, not before: a web dependency that waited for SQLite's write
-    lock while it opens would use up the threads that the holder needs to finish.
+    Begins with the first statement. On SQLite its thread then waits until the writers before it
+    have ended, so whoever holds the session may not need another thread to end it.
     """
     turn = _Turn()
     bind = engine().execution_options(lethe_begin="BEGIN IMMEDIATE", lethe_turn=turn)
