@@ -107,7 +107,8 @@ def main() -> None:
     write(
         "memory",
         "Memory of the API over many calls, and of a worker over its jobs",
-        f"python -m benchmarks.memory --calls {options.calls} --jobs {options.jobs}",
+        f"python -m benchmarks.memory --calls {options.calls} --jobs {options.jobs}"
+        + (" --postgres URL" if options.postgres else ""),
         [
             "API alone: 80 % reads (a request, its job, its model, a page of 20 requests), the "
             "rest `POST /unlearn-requests` and the cancellation of each; resident memory (RSS) "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, text
+from typing import Any
+
+from sqlalchemy import Select, func, select, text
 from sqlalchemy.orm import Session
 
 from . import session as sessions
@@ -20,13 +22,9 @@ def refuse_full_queue(session: Session, tenant_id: str) -> None:
     """
     most = sessions.settings().max_queued_jobs
     waiting = select(Job.id).where(Job.tenant_id == tenant_id, Job.status == "queued")
-    found = session.scalar(select(func.count()).select_from(waiting.limit(most).subquery()))
-    if (found or 0) >= most:
-        raise TooMany(
-            "queue_quota_exceeded",
-            f"{most} jobs of this tenant are queued already; nothing was taken in.",
-            headers={"Retry-After": "60"},
-        )
+    if _are_there(session, waiting, most):
+        detail = f"{most} jobs of this tenant are queued already; nothing was taken in."
+        raise TooMany("queue_quota_exceeded", detail, headers={"Retry-After": "60"})
 
 
 def refuse_many_requests(session: Session, tenant_id: str) -> None:
@@ -42,13 +40,15 @@ def refuse_many_requests(session: Session, tenant_id: str) -> None:
     # Spelt as in the partial index of open requests, which is all that need be read.
     is_open = text("status in ('queued', 'processing')")
     waiting = select(Request.samples_dataset_id).where(Request.tenant_id == tenant_id, is_open)
+    if _are_there(session, waiting, most):
+        detail = f"{most} requests of this tenant are open already; nothing was taken in."
+        raise TooMany("request_quota_exceeded", detail, headers={"Retry-After": "60"})
+
+
+def _are_there(session: Session, waiting: Select[Any], most: int) -> bool:
+    """Whether there are at least so many rows; no more than that are read."""
     found = session.scalar(select(func.count()).select_from(waiting.limit(most).subquery()))
-    if (found or 0) >= most:
-        raise TooMany(
-            "request_quota_exceeded",
-            f"{most} requests of this tenant are open already; nothing was taken in.",
-            headers={"Retry-After": "60"},
-        )
+    return (found or 0) >= most
 
 
 def refuse_large_model(session: Session, tenant_id: str, num_parameters: int) -> None:

@@ -143,19 +143,24 @@ def thrown(*keys: str) -> None:
             trash.throw(session, key)
 
 
+def keep(monkeypatch: pytest.MonkeyPatch, kept: str, error: Exception) -> None:
+    """Have the storage refuse to remove the bytes of one key."""
+    really_delete = type(blobs()).delete
+
+    def delete(store: Blobs, key: str) -> None:
+        if key == kept:
+            raise error
+        really_delete(store, key)
+
+    monkeypatch.setattr(type(blobs()), "delete", delete)
+
+
 @pytest.mark.parametrize("error", [PermissionError(), StorageAway(), ValueError()])
 def test_bytes_that_cannot_be_removed_keep_no_others(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thrown("t/1", "t/2", "t/3")
-    really_delete = type(blobs()).delete
-
-    def delete(store: Blobs, key: str) -> None:
-        if key == "t/2":
-            raise error
-        really_delete(store, key)
-
-    monkeypatch.setattr(type(blobs()), "delete", delete)
+    keep(monkeypatch, "t/2", error)
     monkeypatch.setattr(garbage, "BATCH", 1)
     with capture_logs() as logs:
         assert garbage.empty_trash() == 2
@@ -182,14 +187,7 @@ def test_an_orphan_that_cannot_be_removed_keeps_no_others(monkeypatch: pytest.Mo
     with transaction() as session:
         trash.removed(session, ["a", "b"])
     age(-5.0)
-    really_delete = type(blobs()).delete
-
-    def delete(store: Blobs, key: str) -> None:
-        if key == "a":
-            raise PermissionError
-        really_delete(store, key)
-
-    monkeypatch.setattr(type(blobs()), "delete", delete)
+    keep(monkeypatch, "a", PermissionError())
     assert garbage.collect() == (["b"], [])
 
 
