@@ -48,7 +48,7 @@ def test_the_tour_of_the_readme_runs(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     digest = next(line for line in lines if line.startswith("sha256:")).removeprefix("sha256:")
     assert any(line.startswith(digest) for line in lines), "the download has another digest"
-    assert lines[-1] == "410", "version 1 is not withdrawn"
+    assert lines[-1] == "410", f"version 1 is not withdrawn: {done.stdout}"
 
 
 def test_the_tree_names_every_source_file() -> None:
