@@ -94,7 +94,7 @@ def _checked(answer: httpx.Response) -> Json:
 @contextmanager
 def embedded(settings: Settings) -> Iterator[Service]:
     """Run ``python -m worker.serve`` on a free port as a child and stop it at the end."""
-    port = _free_port(settings.host, settings.port)
+    port = _free_port(settings.host)
     log = settings.data_dir / "demo-service.log"
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with log.open("wb") as sink:
@@ -113,17 +113,11 @@ def embedded(settings: Settings) -> Iterator[Service]:
         process.wait(30)
 
 
-def _free_port(host: str, wanted: int) -> int:
-    """Return ``wanted`` if nothing listens there, else a port the system picks."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise RuntimeError(f"no free port on {host}")
+def _free_port(host: str) -> int:
+    """Return a port the system picks: of two services that start at once each gets its own."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
