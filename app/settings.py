@@ -63,9 +63,6 @@ class Settings(BaseSettings):
         description="Secret for API keys, subject ids and cursors, at least 32 characters. On "
         "SQLite a new database gets one, kept in the data folder (mode 0600).",
     )
-    pepper_version: int = Field(
-        1, ge=1, description="Number kept beside API keys; nothing reads it."
-    )
     docs: bool | None = Field(
         None,
         description="Whether /docs and /openapi.json are there; unset: only where the API listens "

@@ -17,7 +17,6 @@ from ipaddress import IPv4Network, IPv6Network
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from . import session as sessions
 from .errors import Conflict, Forbidden, NotFound, Unauthenticated
 from .ids import new
 from .keyed import keyed_hash
@@ -98,7 +97,6 @@ def create(
         name=name,
         public_id=public_id,
         secret_hmac=keyed_hash("api-key", public_id, secret),
-        pepper_version=sessions.settings().pepper_version,
         scopes=sorted(set(scopes)),
         networks=[str(network) for network in _parsed(networks)],
         expires_at=expires_at,

@@ -87,7 +87,6 @@ class ApiKey(Base):
     public_id: Mapped[str] = mapped_column(unique=True)
     """The 12 characters after ``lth_``; they find the row."""
     secret_hmac: Mapped[str]
-    pepper_version: Mapped[int]
     scopes: Mapped[list[str]] = mapped_column(JSON)
     networks: Mapped[list[str]] = mapped_column(JSON, default=list)
     """CIDR ranges that it may be used from; anywhere if empty."""
