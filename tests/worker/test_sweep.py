@@ -8,15 +8,17 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app.settings import Settings
 from app.store import clock, jobs, trash, workers
 from app.store import session as sessions
 from app.store.blobs import Folder, blobs
+from app.store.erasing import erase
 from app.store.session import reading, transaction
-from app.store.tables import Job
+from app.store.tables import Job, Record
+from tests import factories
 from tests.store.test_homes import leave
 from tests.trip import database_fails
 from tests.worker.test_jobs import find, queue
@@ -53,6 +55,16 @@ def test_what_a_killed_service_had_in_scratch_is_removed(
     (left / "upload").write_bytes(b"somebody's records")
     Cleaner(threading.Event())._clean()
     assert not left.exists()
+
+
+def test_the_index_of_a_dataset_that_is_gone_is_removed(settings: Settings) -> None:
+    with transaction() as session:
+        tenant = factories.a_tenant(session)
+        dataset = factories.a_dataset(session, tenant, factories.index())
+        erase(session, dataset)
+    Cleaner(threading.Event())._clean()
+    with reading() as session:
+        assert session.scalars(select(Record)).all() == []
 
 
 def test_a_deaf_worker_ends_although_it_cannot_sweep(
