@@ -28,10 +28,16 @@ from app.settings import get_settings
 from app.store import keyed
 from app.store.session import at_head, settings
 from worker import jobs
+from worker.lease import insist
 from worker.station import Station, station
 from worker.sweep import Sweeper
 
-celery.conf.update(worker_pool="solo", worker_concurrency=1, worker_redirect_stdouts=False)
+celery.conf.update(
+    worker_pool="solo",
+    worker_concurrency=1,
+    worker_redirect_stdouts=False,
+    worker_consumer="worker.consumer:Consumer",
+)
 listen_to(settings().worker_needs)
 _log = structlog.get_logger(__name__)
 
@@ -67,9 +73,13 @@ def _or_end(handler: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+@worker_init.connect
 @setup_logging.connect
 def set_up_logs(**_: object) -> None:
-    """Log and trace like every other process; Celery's own options for logs have no effect."""
+    """Log and trace like every other process; Celery's own options for logs have no effect.
+
+    First of all: what is logged before it would show the values of variables.
+    """
     logs.configure(get_settings())
     tracing.start(get_settings())
 
@@ -77,12 +87,15 @@ def set_up_logs(**_: object) -> None:
 @worker_init.connect
 @_or_end
 def refuse_to_start(sender: Any, **_: object) -> None:
-    """Refuse a pool of several jobs, a database of another age or pepper, too thin a sandbox."""
+    """Refuse a pool of several jobs, a database of another age or pepper, too thin a sandbox.
+
+    A database that is away is waited for.
+    """
     if sender.pool_cls.__module__ != "celery.concurrency.solo":
         raise SystemExit("this worker runs with -P solo; start one process per job slot")
-    if not at_head():
+    if not insist(at_head):
         raise SystemExit("the database is not up to date; run `alembic upgrade head`")
-    if fault := keyed.pepper_fault():
+    if fault := insist(keyed.pepper_fault):
         raise SystemExit(fault)
     station()
 

@@ -14,6 +14,7 @@ from celery import Celery
 from app import bell
 from tests.chaos.rig import Rig
 from tests.chaos.sizes import measured, strikes
+from tests.worker.test_consumer import SENSELESS, headers
 
 pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(36_000)]
 
@@ -69,11 +70,10 @@ def messages(known: list[str], canary: Path) -> Any:
         yield arguments(wrong), "application/json", task
     yield arguments(["job_x"], {"epoch": 3}), "application/json", task
     yield arguments(["job_x"]), "application/json", task | {"task": "os.system"}
-    yield "{not json", "application/json", task
-    yield "null", "application/json", task
-    yield b"\x00\xff", "application/octet-stream", task
+    for body, changed in SENSELESS.values():
+        content_type = "application/json" if isinstance(body, str) else "application/data"
+        yield body, content_type, headers(task | changed)
     yield pickle.dumps(([Canary(canary)], {}, {})), "application/x-python-serialize", task
-    yield arguments([]), "application/json", {}
 
 
 def arguments(args: list[Any], kwargs: dict[str, Any] | None = None) -> str:
