@@ -108,6 +108,12 @@ class Settings(BaseSettings):
     max_open_uploads: int = Field(
         1_000, ge=1, description="Most uploads of a tenant that are not used yet."
     )
+    max_tenant_bytes: int = Field(
+        2**40,
+        ge=0,
+        description="Bytes of all stored datasets and versions of one tenant together; 0: any "
+        "number. What unlearning makes counts and is never refused.",
+    )
     upload_idle_seconds: float = Field(
         86_400.0, gt=0, description="An upload that nobody touched for so long is removed."
     )

@@ -9,7 +9,7 @@ from .endings import stop_jobs
 from .erasing import OPEN, erase
 from .errors import Conflict, NotFound, ServiceError, Unacceptable
 from .ids import new
-from .quotas import refuse_full_queue
+from .quotas import refuse_full_queue, refuse_much_storage
 from .resolution import Resolution, rows_of_class, rows_of_ids, rows_of_subject
 from .tables import Dataset, Document, Job, Model, Request
 
@@ -37,8 +37,14 @@ def create(
     blob: str,
     meta: Document,
 ) -> tuple[Dataset, Job]:
-    """Register an uploaded file, and queue the job that reads it."""
+    """Register an uploaded file, and queue the job that reads it.
+
+    Raises:
+        TooMany: ``queue_quota_exceeded``.
+        TooLarge: ``quota_exceeded``.
+    """
     refuse_full_queue(session, tenant_id)
+    refuse_much_storage(session, tenant_id, size_bytes)
     dataset = Dataset(
         tenant_id=tenant_id,
         id=new("dst"),

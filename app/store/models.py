@@ -25,7 +25,7 @@ from .endings import stop_jobs
 from .erasing import OPEN, release_samples
 from .errors import Conflict, NotFound, Unacceptable
 from .ids import is_id, new
-from .quotas import refuse_full_queue, refuse_large_model
+from .quotas import refuse_full_queue, refuse_large_model, refuse_much_storage
 from .resolution import Rows, num_overlapping
 from .tables import Baseline, Dataset, Document, Job, Model, Request, Version
 from .trash import throw
@@ -64,6 +64,8 @@ def create(
             ``holdout_missing`` if its holdout split is empty; ``holdout_overlap`` if a holdout
             record is a training record too; ``quota_model_too_large`` or ``no_capable_worker`` if
             the tenant may not have, or no worker can compute, so large a network.
+        TooMany: ``queue_quota_exceeded``.
+        TooLarge: ``quota_exceeded`` if the file does not fit beside what the tenant has stored.
     """
     _check_source(dataset_id, importance_blob)
     train = None if dataset_id is None else _usable_dataset(session, tenant_id, dataset_id)
@@ -84,6 +86,7 @@ def create(
         meta=meta,
     )
     refuse_full_queue(session, tenant_id)
+    refuse_much_storage(session, tenant_id, size_bytes)
     if num_parameters is not None:
         refuse_large_model(session, tenant_id, num_parameters)
         workers.refuse_without_room(session, num_parameters)

@@ -8,8 +8,8 @@ from sqlalchemy import Select, func, select, text
 from sqlalchemy.orm import Session
 
 from . import session as sessions
-from .errors import TooMany, Unacceptable
-from .tables import Job, Model, Request, Tenant, Version
+from .errors import TooLarge, TooMany, Unacceptable
+from .tables import Dataset, Job, Model, Request, Tenant, Version
 
 
 def refuse_full_queue(session: Session, tenant_id: str) -> None:
@@ -60,8 +60,7 @@ def refuse_large_model(session: Session, tenant_id: str, num_parameters: int) ->
     most = sessions.settings().max_tenant_parameters
     if not most:
         return
-    # Locked, so that two calls at once cannot both find the last room.
-    session.get_one(Tenant, tenant_id, with_for_update={"key_share": True})
+    lock(session, tenant_id)
     current = (Version.tenant_id == Model.tenant_id) & (Version.id == Model.current_version_id)
     held = (
         select(func.coalesce(func.sum(Version.num_parameters), 0))
@@ -75,3 +74,41 @@ def refuse_large_model(session: Session, tenant_id: str, num_parameters: int) ->
             f"The model has {num_parameters} parameters, and the tenant's quota of {most} has "
             f"room for {max(0, left)} more.",
         )
+
+
+def refuse_much_storage(
+    session: Session, tenant_id: str, size_bytes: int, *, on_their_way: int = 0
+) -> None:
+    """Refuse bytes that do not fit beside what the tenant has stored.
+
+    Args:
+        session: of the caller's transaction.
+        tenant_id: whose they would be.
+        size_bytes: of the new file.
+        on_their_way: bytes of other files that will be stored.
+
+    Raises:
+        TooLarge: ``quota_exceeded``, with ``limit_bytes`` and ``used_bytes``.
+    """
+    most = sessions.settings().max_tenant_bytes
+    if not most:
+        return
+    lock(session, tenant_id)
+    used = on_their_way
+    for table in (Dataset, Version):
+        held = select(func.sum(table.size_bytes)).where(
+            table.tenant_id == tenant_id, table.blob.is_not(None)
+        )
+        used += int(session.scalar(held) or 0)
+    if size_bytes > most - used:
+        raise TooLarge(
+            "quota_exceeded",
+            f"{size_bytes} bytes do not fit: {used} of the {most} bytes that this tenant may store "
+            "are taken. Delete datasets or models that are not needed any more.",
+            extra={"limit_bytes": most, "used_bytes": used},
+        )
+
+
+def lock(session: Session, tenant_id: str) -> None:
+    """Lock the tenant, so that two calls at once cannot both find the last room."""
+    session.get_one(Tenant, tenant_id, with_for_update={"key_share": True})

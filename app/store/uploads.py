@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from . import quotas
 from .errors import Conflict, Gone, NotFound, ServiceError, TooLarge, TooMany, Unacceptable
 from .ids import new
 from .session import settings
 from .status import UPLOAD_OPEN
-from .tables import Tenant, Upload
+from .tables import Upload
 
 KEPT = timedelta(days=7)
 """How long the row of an upload that ended can still be read, at least."""
@@ -32,8 +33,7 @@ def create(
         TooMany: ``upload_quota_exceeded`` if the tenant has too many uploads on their way already.
         TooLarge: ``quota_exceeded`` if they have too many bytes.
     """
-    # Locked, so that two calls at once cannot both find the last free bytes.
-    session.get_one(Tenant, tenant_id, with_for_update={"key_share": True})
+    quotas.lock(session, tenant_id)
     _check_quota(session, tenant_id, size_bytes)
     upload = Upload(
         tenant_id=tenant_id,
@@ -232,7 +232,9 @@ def _check_quota(session: Session, tenant_id: str, size_bytes: int) -> None:
             "quota_exceeded",
             f"Uploads that are not used yet are limited to {most} bytes together; {taken} are on "
             "their way. Use, finish or delete some.",
+            extra={"limit_bytes": most, "used_bytes": int(taken)},
         )
+    quotas.refuse_much_storage(session, tenant_id, size_bytes, on_their_way=int(taken))
 
 
 def _receive(upload: Upload, digest: str) -> None:

@@ -127,3 +127,14 @@ def test_two_models_do_not_both_take_the_last_room(store: World) -> None:
     with both(register, register) as (_, errors):
         pass
     assert [getattr(error, "code", error) for error in errors] == ["quota_model_too_large"]
+
+
+def test_two_datasets_do_not_both_take_the_last_room(store: World) -> None:
+    sessions.configure(store.settings.model_copy(update={"max_tenant_bytes": 15}))
+
+    def register(session: Session) -> None:
+        factories.a_raw_dataset(session, store.tenant, size_bytes=10)
+
+    with both(register, register) as (_, errors):
+        pass
+    assert [getattr(error, "code", error) for error in errors] == ["quota_exceeded"]
