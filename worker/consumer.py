@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 from celery.utils.log import get_logger
-from celery.worker import consumer
+from celery.worker import consumer, state
 from kombu.message import Message
 
 _log = structlog.get_logger(__name__)
@@ -17,7 +17,7 @@ class Consumer(consumer.Consumer):
     """Throws away whatever Celery fails at.
 
     Celery takes the form of a message on trust: a body that is no list, or headers without an id,
-    would end the worker.
+    would end the worker. For a pool that works in the thread which takes the messages.
     """
 
     connection_errors: tuple[type[Exception], ...]
@@ -35,5 +35,8 @@ class Consumer(consumer.Consumer):
                 _log.error("message_senseless", error=type(error).__name__)
                 if not message.acknowledged:
                     message.reject_log_error(get_logger(__name__), self.connection_errors)
+                # Nothing is at work any more, whatever Celery was about to begin; it takes no other
+                # message while it thinks so.
+                state.reset_state()
 
         return on_message
