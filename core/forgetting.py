@@ -222,7 +222,8 @@ def _accuracy_gap(attack: Population, model: Literal["before", "after"]) -> tupl
     holdout = attack.evidence.need_holdout()
     members = correct(scores["forget"], attack.evidence.forget.labels)[match.forget].double()
     others = correct(scores["holdout"], holdout.labels)[match.others].double()
-    theirs = float((others * match.weights).sum())
+    # Weights that sum to 1 up to rounding: where all are right, a sum of them may exceed it.
+    theirs = float((others * match.weights).sum().clamp(0, 1))
     gap = proportion_difference(
         float(members.mean()), len(members), theirs, match.effective, level=LEVEL
     )

@@ -415,3 +415,12 @@ def sanity_of(change):
 )
 def test_parameters_must_change_stay_finite_and_stay_near(change, failed):
     assert {name for name, verdict in sanity_of(change).items() if verdict == "failed"} == failed
+
+
+@pytest.mark.parametrize("others", [133, 195, 256])
+def test_never_seen_records_that_are_all_right_have_an_accuracy_of_one(others):
+    """Weights sum to 1 up to rounding; an accuracy above it had no standard deviation."""
+    members, unseen = records_of(7), records_of(others)
+    sure = (torch.ones(7), torch.ones(others))
+    gate = forget_accuracy(evidence(members, unseen, sure, sure))
+    assert (gate.value, gate.power) == (0.0, 0.0)
