@@ -110,7 +110,7 @@ def embedded(settings: Settings) -> Iterator[Service]:
         yield Service(url, (settings.data_dir / "bootstrap.key").read_text().strip())
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(90)  # its worker may take a minute to give a job back
 
 
 def _free_port(host: str) -> int:
