@@ -157,16 +157,22 @@ def run(name: str, sizes: dict[str, str]) -> Json:
     counts = json.loads(said[-1]) if said else {}
     print(f"{'passed' if passed else 'FAILED'} in {seconds:.0f} s: {counts}", flush=True)
     if not passed:
-        print(ended.stdout[-6000:], flush=True)
+        print(ended.stdout[-60_000:], flush=True)
     return {
         "passed": passed,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds() - cpu, 1),
         "counts": counts,
-        "said": [] if passed else [*filter(None, ended.stdout.splitlines())][-8:],
+        "said": [] if passed else reasons(ended.stdout),
         "commit": commit(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def reasons(output: str) -> list[str]:
+    """What pytest says of an error, or how its output ends where it says nothing."""
+    lines = [*filter(None, output.splitlines())]
+    return [line[:600] for line in lines if line.startswith("E ")][:8] or lines[-8:]
 
 
 def cpu_seconds() -> float:
