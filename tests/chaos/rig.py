@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
+
 from app.store.failpoints import Place
 from tests.chaos.checker import check, settle
 from tests.chaos.nemesis import Nemesis
@@ -80,6 +83,20 @@ class Rig:
         except AssertionError:
             print(self.stack.log("worker"), flush=True)  # it goes with its folder
             raise
+
+    def can_write(self) -> bool:
+        """Whether nobody holds the database for himself alone, as only SQLite lets one do."""
+        engine = create_engine(self._database_url)
+        if engine.dialect.name != "sqlite":
+            return True
+        with engine.connect() as connection:
+            connection.exec_driver_sql("pragma busy_timeout = 1000")
+            try:
+                connection.exec_driver_sql("begin immediate")
+            except OperationalError:
+                return False
+            connection.exec_driver_sql("rollback")
+        return True
 
     def stop_worker(self, name: str = "worker") -> None:
         """End a worker as its operator does; before it is ready, no handler hears the signal."""
