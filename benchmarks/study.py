@@ -149,7 +149,8 @@ def cell(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    made = make() | {"hardware": describe()}
+    made = make()
+    made.setdefault("hardware", describe())
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps(made, indent=1) + "\n")

@@ -130,10 +130,12 @@ def relearn_time(findings: Iterable[Finding]) -> Gate:
     if ratio is None or ratio.value is None or ratio.interval is None:
         return _open("relearn_time", "relearn_ratio", band, "must_pass", found)
     interval = (ratio.interval[0], min(ratio.interval[1], _NO_END))
-    half = (math.log(ratio.interval[1]) - math.log(ratio.interval[0])) / 2
-    error = half / float(special.stdtrit(RELEARN.repeats - 1, 0.5 + LEVEL / 2))
-    room = -math.log(RELEARN.smallest_ratio) - half
-    power = float(special.ndtr(room / error)) if error > 0 else 1.0
+    power = 0.0  # where never-seen records were not learned to the end, nothing can pass
+    if interval[0] > 0:
+        half = (math.log(ratio.interval[1]) - math.log(ratio.interval[0])) / 2
+        error = half / float(special.stdtrit(RELEARN.repeats - 1, 0.5 + LEVEL / 2))
+        room = -math.log(RELEARN.smallest_ratio) - half
+        power = float(special.ndtr(room / error)) if error > 0 else 1.0
     return _gate(
         "relearn_time",
         "relearn_ratio",

@@ -9,14 +9,19 @@ records, and one full of poison no more: there its own accuracy counts, and the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Literal
 
 from .attack import WIDEST_BAND, Population, allowed_band, population
 from .errors import MissingEvidence
 from .findings import Gate
-from .intervals import Estimate, equivalence_power, proportion, proportion_difference
+from .intervals import (
+    Estimate,
+    equivalence_power,
+    proportion,
+    proportion_difference,
+    proportion_null_sd,
+)
 from .measures import correct
 from .problem import Evidence
 from .situation import Purpose
@@ -112,9 +117,7 @@ def forget_accuracy(evidence: Evidence) -> Gate:
         )
     before, after = _accuracy_gap(attack, "before")[0], _accuracy_gap(attack, "after")
     kappa = allowed_band(before.value)
-    sd = math.sqrt(
-        after[1] * (1 - after[1]) * (1 / len(attack.match.forget) + 1 / attack.match.effective)
-    )
+    sd = proportion_null_sd(after[1], len(attack.match.forget), attack.match.effective)
     return _comparison(
         "forget_accuracy",
         "must_not_fail",

@@ -84,6 +84,19 @@ def proportion_difference(
     return Estimate(first - second, max(p - q - half, -1.0), min(p - q + half, 1.0))
 
 
+def proportion_null_sd(share: float, n: float, m: float) -> float:
+    """Standard deviation of a difference of proportions where both sides have this share.
+
+    As in ``proportion_difference`` one success and one failure are added: no share is certain.
+
+    Example:
+        >>> round(proportion_null_sd(0.5, 98, 98), 4), proportion_null_sd(1.0, 98, 98) > 0
+        (0.0707, True)
+    """
+    near = (share * m + 1) / (m + 2)
+    return math.sqrt(near * (1 - near) * (1 / (n + 2) + 1 / (m + 2)))
+
+
 def auc_interval(
     members: Tensor, others: Tensor, weights: Tensor | None = None, *, level: float = 0.90
 ) -> Estimate:

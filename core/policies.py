@@ -6,7 +6,8 @@ failed (``worst_class``, ``forget_accuracy``, for a class ``prototype_recovery``
 ``strict`` wants all of these passed and with them ``per_record_attack``, ``relearn_time`` and
 ``linear_probe``. It needs the model's reference models, a recipe and a holdout that is large enough
 for every class, and for a class an oracle, unless the features tell no more than fresh ones do;
-where one is missing its gate is inconclusive and says so. ``exact`` publishes exact rungs only.
+where one is missing its gate is inconclusive and says so. No request trains an oracle, so that one
+for a class ends in an exact rung, as a rule. ``exact`` publishes exact rungs only.
 
 Poison is to lose its label, not to look never seen: there ``poison_accuracy`` must pass, and every
 other forgetting gate is reported.

@@ -176,7 +176,8 @@ def _known_oracle(data: Path, scenario: Scenario, seed: int) -> Cell:
         oracles.train(data, REGIME, scenario.forget, 100 + seed)
     with np.load(path) as arrays:
         spent = {key: float(arrays[key]) for key in ("seconds", "cpu_seconds")}
-        return {"config": None, "failure": None, **spent, **_figures(arrays, scenario)}
+        spent_on = {"hardware": str(arrays["hardware"])}
+        return {"config": None, "failure": None, **spent, **_figures(arrays, scenario), **spent_on}
 
 
 def _retrained(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import study
-from benchmarks.hardware import describe
 from benchmarks.papers import cells as measured
 from benchmarks.papers.cells import RETRAIN, SPECIAL, Cell, Cells, Job
 from benchmarks.papers.claims import CLAIMS, MEASURES, Result, judged, spread, step_cost
@@ -44,7 +43,8 @@ def page(cells: Cells, found: Sequence[Result], drawn: Mapping[str, str], todo: 
         "average over UA, RA, TA and MIA, in percent points. Mean and standard deviation over "
         f"seeds. Backdoor and transfer train for {SHORT} epochs. Options of the methods are in "
         "`benchmarks/papers/cells.py`; the price of l1-sparse is the best of four tried on the "
-        f"class of seed 1. Hardware: {describe()}.",
+        "class of seed 1; where a method failed, the figures are the parent's. "
+        f"Hardware: {'; or '.join(hardware(cells.values())) or '-'}.",
         "",
         f"Missing cells: {len(todo)}{' (`--list` names them)' if todo else ''}.",
         "",
@@ -62,6 +62,11 @@ def page(cells: Cells, found: Sequence[Result], drawn: Mapping[str, str], todo: 
         if name == "applications":
             lines += _transfers(cells)
     return "\n".join(lines)
+
+
+def hardware(cells: Iterable[Cell]) -> list[str]:
+    """Return the machines that cells were measured on, which may have taken turns."""
+    return sorted({cell["hardware"] for cell in cells})
 
 
 def _strong(verdict: str) -> str:

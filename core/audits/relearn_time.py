@@ -5,7 +5,8 @@ forget records and once on as many never-seen records of the same classes, until
 of their labels is on average within alpha percent of the parent's on the forget records. Hidden
 knowledge shows as fewer steps. Repeated with other draws, which tell how much the times of
 never-seen records vary; the interval of the ratio is as wide as that. The interval of the
-anamnesis index covers the draws, not how the oracle happened to be trained.
+anamnesis index covers the draws, not how the oracle happened to be trained. Where a draw it is
+compared with was given up, how much less the ratio is stays open: its interval starts at zero.
 
 Source: anamnesis index of Chundawat et al., IEEE TIFS 2023, arXiv:2201.05629; relearn time of
     Golatkar et al. 2020, arXiv:1911.04933.
@@ -196,11 +197,12 @@ def _ratio(
     count: int,
     config: RelearnTimeConfig,
 ) -> Finding:
+    means = [sum(min(t, config.most_steps) for t in times) / len(times) for times in (own, other)]
+    reached = [sum(t <= config.most_steps for t in times) for times in (own, other)]
+    interval = (ratio.low if reached[1] == len(other) else 0.0, ratio.high)
     verdict: Verdict | None = None
     if measure == "relearn_ratio":
-        verdict = verdict_of((ratio.low, ratio.high), (config.smallest_ratio, math.inf))
-    means = [sum(min(t, config.most_steps) for t in times) / len(times) for times in (own, other)]
-    reached = [sum(math.isfinite(t) for t in times) for times in (own, other)]
+        verdict = verdict_of(interval, (config.smallest_ratio, math.inf))
     name = "never-seen" if measure == "relearn_ratio" else "oracle"
     return Finding(
         audit="relearn_time",
@@ -210,7 +212,7 @@ def _ratio(
         unit="1",
         reference=1.0,
         reference_name=name,
-        interval=(ratio.low, ratio.high),
+        interval=interval,
         examples=count,
         verdict=verdict,
         reason=f"{means[0]:.1f} steps against {means[1]:.1f} for the {name} side; {reached[0]} and "
@@ -219,7 +221,7 @@ def _ratio(
 
 
 def _undecided(own: list[float], other: list[float], config: RelearnTimeConfig) -> str | None:
-    if not any(map(math.isfinite, own + other)):
+    if min(own + other) > config.most_steps:
         return f"nothing was learned again in {config.most_steps} steps"
     if not any(own + other):
         return "both sides are known well enough without learning"

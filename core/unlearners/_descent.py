@@ -133,7 +133,7 @@ def descend(
         batchnorm.check_batches(model, len(retain), problem.batch_size)
     optimizer = _optimizer(problem, plan)
     parent = None if plan.movable is None else _copies(model, plan.movable)
-    watch = _Watch(problem, plan, every)
+    watch = _Watch(problem, plan, every, total)
     monitor = Monitor(_scaled(problem, 0.98), total)
     streams = _stream(problem, forget, 0), _stream(problem, retain, 1)
     idle = _stream(problem, None, 0)
@@ -224,9 +224,11 @@ def _steps_per_epoch(
 class _Watch:
     """Looks at tuning records now and then, and says when enough is forgotten."""
 
-    def __init__(self, problem: Problem, plan: Plan, steps_per_epoch: int) -> None:
+    def __init__(self, problem: Problem, plan: Plan, steps_per_epoch: int, total: int) -> None:
         self._problem = problem
-        self._every = max(FEWEST_STEPS_BETWEEN_CHECKS, steps_per_epoch // CHECKS_PER_EPOCH)
+        # However few steps there are, the last one is looked at.
+        few = min(total, FEWEST_STEPS_BETWEEN_CHECKS)
+        self._every = max(few, steps_per_epoch // CHECKS_PER_EPOCH)
         self._guard = Guard(problem, 1.0) if plan.stop and problem.tuning is not None else None
         if plan.stop and self._guard is None:
             problem.tried.append({"stop": "never: there are no tuning records"})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import study
 from benchmarks.papers import cells as measured
 from benchmarks.papers.cells import BEFORE, METHODS, RETRAIN, SPECIAL, Job, mia_efficacy, read
 from benchmarks.papers.claims import CLAIMS, Claim, Reading, gap, judged, step_cost
@@ -35,7 +36,8 @@ def everything(seeds=(1,)):
     """Return a cell for every key; all are equal to the oracle."""
     keys = {(job.scenario, job.method) for job in jobs()}
     return {
-        (*key, seed): (transferred() if key[0] == "transfer" else cell()) | {"seed": seed}
+        (*key, seed): (transferred() if key[0] == "transfer" else cell())
+        | {"seed": seed, "hardware": "one core"}
         for key, seed in product(keys, seeds)
     }
 
@@ -234,3 +236,22 @@ def test_tables_show_means_failures_and_other_options():
         "2.5 +- 4.3 | 50.0 +- 0.0 | 7 | 0.70 |"
     )
     assert "| 3 | 1 | 70.0 | 70.0 | 70.0 | 20 | 4 | 10 |" in text
+
+
+def test_a_page_names_every_machine_that_measured():
+    cells = everything()
+    cells["class", "FT", 1] |= {"hardware": "another core"}
+    assert "Hardware: another core; or one core." in page(cells, results(cells, None), {}, [])
+
+
+def test_a_known_oracle_was_measured_where_it_was_trained(tmp_path, monkeypatch):
+    roles = {"forget": 4, "retain": 8, "judging": 8}
+    arrays = {f"{role}_label": np.arange(n, dtype=np.uint8) % 2 for role, n in roles.items()}
+    arrays |= {f"{role}_margin": np.linspace(-1, 1, n) for role, n in roles.items()}
+    arrays |= {f"{role}_right": np.ones(n, dtype=bool) for role, n in roles.items()}
+    arrays |= {"seconds": np.asarray(1.0), "cpu_seconds": np.asarray(1.0)}
+    np.savez(tmp_path / "oracle.npz", **arrays, hardware=np.asarray("another core"))
+    monkeypatch.setattr(measured.oracles, "path", lambda *_: tmp_path / "oracle.npz")
+    job = Job("random", RETRAIN, 1)
+    kept = study.cell(tmp_path / "cell.json", lambda: job.run(tmp_path))
+    assert kept["hardware"] == "another core"

@@ -134,6 +134,7 @@ def test_without_reference_models_the_attack_is_open():
         ((0.85, 0.75, 0.96), "inconclusive"),
         ((0.04, 0.035, 0.045), "failed"),
         ((1.9, 0.9, 4.0), "inconclusive"),
+        ((0.97, 0.0, 0.97), "inconclusive"),
     ],
 )
 def test_relearning_may_not_be_quick(ratio, verdict):

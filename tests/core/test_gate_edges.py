@@ -187,6 +187,16 @@ def test_never_seen_records_of_other_classes_take_no_part():
     assert forget_accuracy(found).value == pytest.approx(0.0, abs=1e-3)
 
 
+def test_forget_accuracy_has_no_power_with_few_records_that_are_all_right():
+    members, others = records_of(20), records_of(50)
+    of_members, of_others = torch.ones(20), torch.ones(50)
+    before = torch.where(torch.arange(50) < 40, 1.0, -1.0)
+    found = evidence(members, others, (of_members, before), (of_members, of_others))
+    gate = forget_accuracy(found)
+    assert gate.band == (-0.05, 0.05)
+    assert (gate.value, gate.verdict, gate.power) == (0.0, "inconclusive", 0.0)
+
+
 @pytest.mark.parametrize("gate_of", [membership_auc, forget_accuracy])
 @pytest.mark.parametrize(("child", "verdict"), [(0.0, "inconclusive"), (1.0, "failed")])
 def test_forget_records_that_nothing_compares_with_keep_a_gate_from_passing(

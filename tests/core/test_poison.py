@@ -41,7 +41,7 @@ def success(model):
 def test_a_clean_model_passes_though_it_knows_less_of_the_poison_than_of_the_rest():
     found = judged(clean())
     assert found["poison_accuracy"].verdict == "passed"
-    assert found["forget_accuracy"].verdict == "failed"
+    assert found["forget_accuracy"].interval[1] < found["forget_accuracy"].band[0]
     compared = ("membership_auc", "forget_accuracy")
     assert {found[name].role for name in compared} == {"reported"}
     assert judged(clean(), purpose="erasure").keys() == found.keys() - {"poison_accuracy"}

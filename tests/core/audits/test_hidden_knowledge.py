@@ -134,6 +134,21 @@ def test_nothing_is_concluded_where_nothing_was_learned():
     assert "nothing was learned" in found.reason
 
 
+def test_giving_up_on_never_seen_records_is_no_sign_of_forgetting():
+    forget = cases.first(world(), 60)
+    half_way, parent = cases.oracle(world(), forget), trained(world())
+    with torch.no_grad():
+        for value, remembers in zip(half_way.parameters(), parent.parameters(), strict=True):
+            value.lerp_(remembers, 0.8)
+    in_full = of(relearned(half_way, forget, rate=0.2), "relearn_ratio")
+    assert in_full.value < 0.7
+    given_up = of(relearned(half_way, forget, rate=0.2, most_steps=16), "relearn_ratio")
+    assert given_up.value > 0.9
+    assert given_up.interval[0] == 0.0
+    assert given_up.verdict == "inconclusive"
+    assert "3 and 0 of 3 reached the goal" in given_up.reason
+
+
 @pytest.mark.parametrize("name", ["relearn_time", "linear_probe", "zrf", "perturbation"])
 def test_a_long_audit_stops_when_its_time_is_spent(name):
     def stop():

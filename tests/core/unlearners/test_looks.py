@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from core.data import Records
 from core.unlearners._guard import ALLOWANCE, Guard
+from core.unlearners.gradient_ascent import GradientAscentConfig, gradient_ascent
 from core.unlearners.kl_ft import KLFTConfig, kl_ft
 from tests.core import cases
 from tests.core.unlearners import steps
@@ -21,6 +22,13 @@ def test_the_last_look_sees_what_is_handed_back(policy):
     model = kl_ft(problem, KLFTConfig())
     assert problem.tried[-1]["forgot"]
     assert problem.tried[-1]["forget_accuracy"] == pytest.approx(accuracy(model, problem.forget))
+
+
+@pytest.mark.parametrize(("epochs", "looks"), [(2, [2]), (5, [5]), (7, [5])])
+def test_a_run_of_a_few_steps_is_looked_at_too(epochs, looks):
+    problem = cases.problem(cases.small_world(), cases.first(cases.small_world(), 20))
+    gradient_ascent(problem, GradientAscentConfig(epochs=epochs, lr=1e-6))
+    assert [each["steps"] for each in problem.tried if "steps" in each] == looks
 
 
 class Told(nn.Module):
