@@ -25,6 +25,12 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def fresh_seed(seed: int) -> int:
-    """Derive the seed of a new network, so that it is not the one of another step."""
-    return int.from_bytes(hashlib.sha256(f"retrain {seed}".encode()).digest()[:8], signed=True)
+def fresh_seed(seed: int, origin: str = "") -> int:
+    """Derive the seed of a new network, so that it is not the one of another step.
+
+    Args:
+        seed: any int64.
+        origin: of what the new network is to replace; another one, another start.
+    """
+    words = f"retrain {seed} {origin}".rstrip()
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], signed=True)

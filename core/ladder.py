@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,12 +15,14 @@ from . import importance, networks, roles, stored, weights
 from .bank import load as load_bank
 from .checkpoints import Keeper
 from .data import Preprocessing, Records
+from .determinism import fresh_seed
 from .device import choose
 from .errors import InvalidInput
 from .findings import Outcome, Rung
 from .policies import Policy, Purpose, Selector
 from .problem import BatchNormPolicy
 from .recipe import Recipe
+from .registry import Config
 from .report import Report, no_report
 from .rungs import Case, attempt, reason_to_skip
 from .team import team_size
@@ -123,7 +126,7 @@ def unlearn(
         _check_samples(forget, known.tuning or known.judging, networks.num_classes(network))
     case = Case(
         parent=parent.eval(),
-        fresh=lambda fresh_seed: networks.build(network, fresh_seed),
+        fresh=_fresh(network, parent),
         forget=forget,
         retain=retain,
         tuning=known.tuning,
@@ -222,6 +225,15 @@ def load_finite(path: Path, model: nn.Module) -> None:
         raise InvalidInput(
             "model_non_finite", f"{len(broken)} tensors hold NaN or infinity, such as {broken[0]}"
         )
+
+
+def _fresh(network: Config, parent: nn.Module) -> Callable[[int], nn.Module]:
+    """Build new networks that share nothing with the parent, even if that was retrained likewise.
+
+    What a training never moves, such as a part without use, would be as it was otherwise.
+    """
+    origin = weights.digest(parent)
+    return lambda seed: networks.build(network, fresh_seed(seed, origin))
 
 
 def _matching(path: Path | None, parent: nn.Module) -> importance.Importance | None:

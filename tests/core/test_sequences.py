@@ -6,15 +6,13 @@ import functools
 import pytest
 import torch
 
-from core import earlier, roles
+from core import earlier, networks, roles
 from core import weights as core_weights
 from core.data import Dataset, Preprocessing
 from core.ingest import ingest
 from core.ladder import unlearn
 from core.unlearners import unlearners
 from tests.worlds import gaussian_world, trained, write_checkpoint, write_dataset
-
-"""Requests at which the earlier ones are looked at; at each of them it would take a minute."""
 
 LADDER = [{"name": "fine_tune", "epochs": 1, "lr": 0.01}, {"name": "retrain"}]
 
@@ -200,3 +198,21 @@ def test_earlier_records_are_no_training_records(files):
     )
     assert known.train.rows.tolist() == [*range(3, 400)]
     assert known.earlier["req_a"].rows.tolist() == [0, 1, 2]
+
+
+def test_what_is_never_learned_does_not_keep_a_model_from_being_retrained_twice(run, tmp_path):
+    """Both times with the same seed; here nothing at all moves."""
+    recipe = world().recipe.model_dump(mode="json")
+    recipe["optimizer"] |= {"lr": 1e-30, "weight_decay": 0.0}
+    untrained = networks.build(networks.parse(world().architecture), seed=1)
+    parent = write_checkpoint(untrained, tmp_path / "untrained.safetensors")
+    for rows in ([0], [1]):
+        result = run(
+            weights=parent,
+            recipe=recipe,
+            excluded=[*range(rows[0])],
+            requests={"r": rows},
+            ladder=[{"name": "retrain"}],
+        )
+        assert result["outcome"] == "erased_exact", result["reason"]
+        parent = (tmp_path / result["weights"]).rename(tmp_path / "parent.safetensors")
