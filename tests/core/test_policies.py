@@ -156,6 +156,16 @@ def test_an_exact_rung_is_not_blocked_by_what_is_only_reported(name):
     assert may_publish("standard", True, judged(exact=True, **{name: "failed"}))[0]
 
 
+@pytest.mark.parametrize("verdict", ["failed", "inconclusive"])
+@pytest.mark.parametrize("policy", ["fast", "standard", "strict"])
+def test_what_is_only_reported_blocks_no_rung(policy, verdict):
+    gates = [
+        gate.model_copy(update={"role": "reported"}) if gate.name == "membership_auc" else gate
+        for gate in judged(membership_auc=verdict)
+    ]
+    assert may_publish(policy, False, gates)[0]
+
+
 @pytest.mark.parametrize("name", ["utility", "changed"])
 def test_an_exact_rung_is_blocked_by_utility_and_sanity(name):
     assert not may_publish("standard", True, judged(exact=True, **{name: "failed"}))[0]

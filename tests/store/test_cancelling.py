@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from sqlalchemy.orm import Session
 
 from app.store import datasets, jobs, models, requests, trash
 from app.store.errors import Conflict, NotFound
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
+from tests.store.test_indexing import drop_indexes
 
 
 @pytest.fixture
@@ -80,13 +84,21 @@ def test_a_request_taken_back_beats_the_result(store: World, made: requests.Requ
         assert len(models.versions(session, store.tenant, made.model_id)) == 1
 
 
-def test_a_lost_lease_ends_a_job_that_was_to_be_cancelled(
-    store: World, made: requests.Request
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda session, held: jobs.free_all(session),
+        lambda session, held: jobs.fail(session, held, "runner_died", "-", True),
+        jobs.release,
+    ],
+)
+def test_a_job_that_was_to_be_cancelled_does_not_go_back(
+    store: World, made: requests.Request, leave: Callable[[Session, jobs.Claim], object]
 ) -> None:
-    claim(made)
+    held = claim(made)
     cancel_job(store, made)
     with transaction() as session:
-        jobs.free_all(session)
+        leave(session, held)
     assert states(store, made) == ("cancelled", "cancelled")
 
 
@@ -149,6 +161,8 @@ def test_deleting_a_model_ends_its_work(store: World, made: requests.Request) ->
     held = claim(made)
     with transaction() as session:
         waiting = factories.a_request(session, store.tenant, made.model_id, policy="fast")
+        (version,) = models.versions(session, store.tenant, made.model_id)
+        bytes_of_it = (str(version.blob), str(version.importance_blob))
     for _ in range(2):
         with transaction() as session:
             models.delete(session, store.tenant, made.model_id)
@@ -157,7 +171,8 @@ def test_deleting_a_model_ends_its_work(store: World, made: requests.Request) ->
     with transaction() as session:
         assert factories.publish(session, held) is None
         (version,) = models.versions(session, store.tenant, made.model_id)
-    assert (version.status, version.blob) == ("withdrawn", None)
+        assert {*bytes_of_it} <= {*trash.pending(session)}
+    assert (version.status, version.blob, version.importance_blob) == ("withdrawn", None, None)
     assert states(store, made) == ("cancelled", "cancelled")
 
 
@@ -182,8 +197,10 @@ def test_a_dataset_in_use_stays(store: World, made: requests.Request) -> None:
         blob = datasets.get(session, store.tenant, dataset_id).blob
         datasets.delete(session, store.tenant, dataset_id)
         deleted = datasets.delete(session, store.tenant, dataset_id)
-        found = datasets.rows_of_ids(session, store.tenant, dataset_id, ["r0"])
         assert blob in trash.pending(session)
+    drop_indexes()
+    with reading() as session:
+        found = datasets.rows_of_ids(session, store.tenant, dataset_id, ["r0"])
     assert (deleted.status, deleted.blob, found.num_missing) == ("deleted", None, 1)
 
 

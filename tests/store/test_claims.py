@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
-from app.store import clock, jobs, requests, tables
+from app.store import clock, endings, jobs, requests, tables
+from app.store import session as sessions
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
@@ -190,6 +192,24 @@ def test_a_live_lease_is_left_alone(store: World, asked: str) -> None:
     assert job_of(store, asked).status == "running"
 
 
+@pytest.mark.parametrize("act", [jobs.renew, jobs.cancelled])
+def test_a_job_that_moves_on_at_the_last_moment_is_left_alone(
+    store: World,
+    asked: str,
+    act: Callable[[Session, jobs.Claim], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = must_claim(asked)
+
+    def lock(session: Session, *which: str, **how: bool) -> tables.Job | None:
+        act(session, held)
+        return endings.lock(session, *which, **how)
+
+    monkeypatch.setattr("app.store.jobs.recovery.lock", lock)
+    assert expire(asked)["leases_freed"] == 0
+    assert job_of(store, asked).status == ("running" if act is jobs.renew else "cancelled")
+
+
 def test_too_many_lost_leases_fail_the_job(store: World, asked: str) -> None:
     for _ in range(store.settings.max_lost_leases):
         held = must_claim(asked)
@@ -217,6 +237,34 @@ def test_runner_deaths_back_off_and_then_fail(store: World, asked: str) -> None:
     job = job_of(store, asked)
     assert job.error is not None
     assert (job.runner_deaths, job.lost_leases, job.error["code"]) == (3, 0, "runner_died")
+
+
+def test_each_death_is_followed_by_a_longer_wait(store: World, asked: str) -> None:
+    settings = store.settings.model_copy(update={"retry_backoff_seconds": (100.0, 200.0)})
+    sessions.configure(settings.model_copy(update={"max_runner_deaths": 4}))
+    waits, is_asked = [], tables.Job.id == asked
+    for _ in range(3):
+        held = must_claim(asked)
+        with transaction() as session:
+            jobs.fail(session, held, "runner_died", "killed", True)
+            waits.append(session.scalar(select(tables.Job.run_after - clock.now()).where(is_asked)))
+            session.execute(update(tables.Job).values(run_after=0.0))
+    assert waits == pytest.approx([100.0, 200.0, 200.0], abs=20.0)
+
+
+def test_a_job_that_goes_back_shows_nothing_of_the_attempt(store: World, asked: str) -> None:
+    held = must_claim(asked)
+    news: dict[str, Any] = {"phase": "unlearning", "progress": 0.5, "eta_seconds": 9.0}
+    with transaction() as session:
+        jobs.renew(session, held, **news, rung={"index": 0}, metrics={"loss": 1.0})
+    before = job_of(store, asked)
+    assert before.rung == {"index": 0}
+    expire(asked)
+    after = job_of(store, asked)
+    assert (after.phase, after.progress, after.eta_seconds) == (None, 0.0, None)
+    assert (after.rung, after.metrics, after.lease_owner) == (None, {}, None)
+    assert after.revision == before.revision + 1
+    assert must_claim(asked).job.started_at == before.started_at is not None
 
 
 def test_a_job_in_back_off_is_not_due(store: World, asked: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from app.store import jobs, models, requests, tables, trash
@@ -80,6 +80,45 @@ def test_a_prepare_of_the_child_follows(store: World) -> None:
         assert models.baseline(session, store.tenant, child.id) == [{"audit": "x"}]
         assert child.importance_blob is not None
         assert child.status == "ready"
+
+
+def test_a_child_that_cannot_be_measured_stays_in_force(store: World) -> None:
+    model = _model(store)
+    claim, request_id = _claimed(store, model.id)
+    with transaction() as session:
+        made = factories.publish(session, claim)
+        assert made is not None
+    with transaction() as session:
+        held = jobs.claim(session, jobs.due(session)[0], "w")
+        assert held is not None
+        jobs.fail(session, held, "out_of_memory", "-", False)
+    with reading() as session:
+        child = models.version(session, store.tenant, model.id, "@serving")
+        assert (child.id, child.status, child.rejection) == (made.id, "ready", None)
+        assert child.blob == made.blob is not None
+        assert requests.get(session, store.tenant, request_id).status == "completed"
+
+
+def test_nothing_is_published_on_what_was_withdrawn(store: World) -> None:
+    claim, request_id = _claimed(store, _model(store).id)
+    with transaction() as session:
+        session.execute(update(tables.Version).values(status="withdrawn"))
+    with pytest.raises(jobs.LeaseLost), transaction() as session:
+        factories.publish(session, claim)
+    with reading() as session:
+        assert requests.get(session, store.tenant, request_id).status == "processing"
+        assert jobs.get(session, store.tenant, claim.job.id).status == "running"
+
+
+def test_a_waiting_audit_outlives_its_version(store: World) -> None:
+    model = _model(store)
+    with transaction() as session:
+        factories.published(session, store.tenant, model.id)
+        audit = factories.an_audit(session, store.tenant, model.id)
+        factories.published(session, store.tenant, model.id, record_ids=["r1"])
+    with transaction() as session:
+        assert jobs.get(session, store.tenant, audit.id).status == "queued"
+        assert jobs.claim(session, audit.id, "w") is not None
 
 
 def test_a_stale_prepare_is_dropped(store: World) -> None:
@@ -166,6 +205,9 @@ def test_a_request_overtaken_in_part_forgets_the_rest(store: World) -> None:
         claim = jobs.claim(session, second, "w")
         assert claim is not None
     assert claim.requests[later.id].tolist() == [1, 2]
+    with reading() as session:
+        counts = requests.get(session, store.tenant, later.id).counts
+    assert (counts["num_records"], counts["num_already_applied"]) == (2, 1)
 
 
 def test_in_a_shared_job_only_the_overtaken_request_owes_nothing(store: World) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from app import bell, dispatch
-from app.store import clock, jobs, partial, tables, workers
+from app.store import clock, jobs, tables, workers
+from app.store import partial as partial_uploads
 from app.store.jobs.queueing import next_ids
 from app.store.session import reading, transaction
 from tests import factories
@@ -22,15 +26,19 @@ def due(limit: int | None = None) -> list[str]:
         return jobs.due(session, limit)
 
 
-def test_a_prepare_waits_for_its_dataset(store: World) -> None:
+@pytest.mark.parametrize("part", ["dataset_id", "holdout_dataset_id"])
+def test_a_prepare_waits_for_its_datasets(store: World, part: str) -> None:
     with transaction() as session:
         dataset, reading_job = factories.a_raw_dataset(session, store.tenant)
-        _, _, job_id = factories.a_raw_model(session, store.tenant, dataset_id=dataset.id)
+        there = {"dataset_id": factories.a_dataset(session, store.tenant).id}
+        over = there | {part: dataset.id}
+        _, _, job_id = factories.a_raw_model(session, store.tenant, **over)
         assert jobs.claim(session, job_id, "w") is None
         assert factories.waiting_on(session, jobs.get(session, store.tenant, job_id)) == "model"
     assert due() == [reading_job]
     with transaction() as session:
-        factories.ingest(session, reading_job, factories.index())
+        rows = [[f"h{row}", row % 2, "holdout", None] for row in range(4)]
+        factories.ingest(session, reading_job, [*factories.index(0, 0), *rows])
     assert due() == [job_id]
 
 
@@ -51,7 +59,10 @@ def test_per_model_the_oldest_goes_first_and_alone(store: World) -> None:
     assert due() == [second]
 
 
-def test_what_was_rung_in_vain_is_rung_when_the_model_is_free(store: World) -> None:
+@pytest.mark.parametrize("end", [jobs.cancelled, partial(jobs.release, delay=60.0)])
+def test_what_was_rung_in_vain_is_rung_when_the_model_is_free(
+    store: World, end: Callable[[Session, jobs.Claim], None]
+) -> None:
     with transaction() as session:
         model = factories.a_model(session, store.tenant)
         first = factories.a_request(session, store.tenant, model.id).job_id
@@ -59,8 +70,17 @@ def test_what_was_rung_in_vain_is_rung_when_the_model_is_free(store: World) -> N
         jobs.stamp_dispatched(session, [first, second])
         held = jobs.claim(session, first, "w")
         assert held is not None
-        jobs.cancelled(session, held)
+        end(session, held)
     assert due() == [second]
+
+
+def test_a_job_that_lost_its_worker_is_rung_at_once(store: World) -> None:
+    with transaction() as session:
+        _, job_id = factories.a_raw_dataset(session, store.tenant)
+        jobs.stamp_dispatched(session, [job_id])
+        assert jobs.claim(session, job_id, "w") is not None
+        jobs.free_all(session)
+    assert due() == [job_id]
 
 
 def test_a_rung_job_is_rung_again_only_later(store: World) -> None:
@@ -220,7 +240,7 @@ def test_after_a_long_pass_it_rests_whatever_nudges_it(
 
 
 def test_bytes_of_ended_uploads_are_removed(store: World, line: Line) -> None:
-    left = partial.path(store.tenant, "upl_1")
+    left = partial_uploads.path(store.tenant, "upl_1")
     left.parent.mkdir(parents=True)
     left.write_bytes(b"what a killed service left behind")
     with transaction() as session:
@@ -263,7 +283,8 @@ def test_a_job_is_as_urgent_as_its_most_urgent_request(store: World) -> None:
         second = factories.a_request(
             session, store.tenant, model.id, record_ids=["r1"], received_at=asked, priority=1
         )
-        assert first.job_id == second.job_id
+        third = factories.a_request(session, store.tenant, model.id, record_ids=["r2"])
+        assert first.job_id == second.job_id == third.job_id
         job = jobs.get(session, store.tenant, first.job_id)
         assert (job.due_at, job.priority) == (second.due_at, 1)
 

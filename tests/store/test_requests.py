@@ -117,6 +117,14 @@ def test_an_unknown_class_is_refused(sqlite_store: World, model_id: str, wanted:
     assert error.code == "class_unknown"
 
 
+def test_a_name_that_two_classes_have_is_refused(sqlite_store: World) -> None:
+    with transaction() as session:
+        dataset = factories.a_dataset(session, sqlite_store.tenant, class_names=["a", "a"])
+        model = factories.a_model(session, sqlite_store.tenant, dataset_id=dataset.id)
+    error = refusal(sqlite_store, model.id, selector="class", class_index="a")
+    assert error.code == "class_unknown"
+
+
 def test_too_small_a_rest_is_refused(sqlite_store: World, model_id: str) -> None:
     nine = [f"r{row}" for row in range(9)]
     error = refusal(sqlite_store, model_id, record_ids=nine)
@@ -232,12 +240,13 @@ def test_an_unread_dataset_is_waited_for(sqlite_store: World) -> None:
         assert made.job_id not in jobs.due(session)
 
 
-def test_a_rejected_dataset_takes_its_models_along(sqlite_store: World) -> None:
+@pytest.mark.parametrize("part", ["dataset_id", "holdout_dataset_id"])
+def test_a_rejected_dataset_takes_its_models_along(sqlite_store: World, part: str) -> None:
     with transaction() as session:
         dataset, job_id = factories.a_raw_dataset(session, sqlite_store.tenant)
-        model, version, prepare_id = factories.a_raw_model(
-            session, sqlite_store.tenant, dataset_id=dataset.id
-        )
+        there = {"dataset_id": factories.a_dataset(session, sqlite_store.tenant).id}
+        over = there | {part: dataset.id}
+        model, version, prepare_id = factories.a_raw_model(session, sqlite_store.tenant, **over)
     with transaction() as session:
         claim = jobs.claim(session, job_id, "w")
         assert claim is not None

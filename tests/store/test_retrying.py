@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from app.store import jobs, models, references, requests, tables
@@ -10,6 +12,7 @@ from app.store.errors import Conflict, NotFound, TooMany, Unacceptable
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
+from tests.store.test_samples import a_model, ask, some_samples
 
 
 @pytest.fixture
@@ -44,6 +47,7 @@ def test_a_new_job_takes_the_requests_over(store: World, failed: tables.Request)
     assert (old.status, old.error) == ("failed", {"code": "bad", "detail": "-"})
     assert (again.retry_of_id, again.options) == (old.id, old.options)
     assert (again.policy, again.unlearner) == (old.policy, old.unlearner)
+    assert again.version_id is None, "the base is fixed at claim"
     with transaction() as session:
         assert jobs.due(session) == [again.id]
         held = jobs.claim(session, again.id, "w")
@@ -51,6 +55,36 @@ def test_a_new_job_takes_the_requests_over(store: World, failed: tables.Request)
         assert factories.publish(session, held) is not None
     with reading() as session:
         assert requests.get(session, store.tenant, failed.id).status == "completed"
+
+
+def test_a_new_job_is_as_urgent_and_is_joined_like_the_failed_one(store: World) -> None:
+    asked = datetime.now(UTC) - timedelta(days=9)
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        urgent = {"priority": 1, "received_at": asked}
+        made = factories.a_request(session, store.tenant, model.id, **urgent)
+    fail(made.job_id)
+    again = retry(store, made.job_id)
+    assert (again.priority, again.due_at) == (1, made.due_at)
+    with transaction() as session:
+        other = factories.a_request(session, store.tenant, model.id, record_ids=["r1"])
+    assert other.job_id == again.id
+
+
+def test_records_that_came_along_are_there_for_the_new_job(store: World) -> None:
+    model_id, samples = a_model(store), some_samples(store)
+    first = ask(store, model_id, samples)
+    fail(first.job_id)
+    second = ask(store, model_id, samples)
+    assert refusal(store, first.job_id) == "state_conflict", "one request for them at a time"
+    with transaction() as session:
+        requests.cancel(session, store.tenant, second.id)
+    again = retry(store, first.job_id)
+    with transaction() as session:
+        held = jobs.claim(session, again.id, "w")
+    assert held is not None
+    assert held.samples is not None
+    assert held.samples.id == samples
 
 
 def refusal(store: World, job_id: str) -> str:
@@ -160,6 +194,21 @@ def test_an_audit_is_tried_again_one_at_a_time(store: World) -> None:
     assert refusal(store, job_id) == "state_conflict"
     fail(again.id)
     assert retry(store, job_id).status == "queued"
+
+
+def test_an_audit_of_an_older_version_is_tried_again_while_it_has_weights(store: World) -> None:
+    with transaction() as session:
+        model = factories.a_model(session, store.tenant)
+        older = factories.published(session, store.tenant, model.id)
+        job_id = factories.an_audit(session, store.tenant, model.id).id
+        factories.published(session, store.tenant, model.id, record_ids=["r1"])
+    fail(job_id)
+    again = retry(store, job_id)
+    assert again.version_id == older.id
+    fail(again.id)
+    with transaction() as session:
+        session.get_one(tables.Version, (store.tenant, older.id)).blob = None
+    assert refusal(store, job_id) == "version_withdrawn"
 
 
 def test_the_state_of_a_training_goes_when_the_job_ends(store: World) -> None:

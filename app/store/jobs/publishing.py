@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from .. import references
-from ..endings import LeaseLost, end, move_requests, problem, ring_again
+from ..endings import LeaseLost, end, move_requests, problem
 from ..erasing import erase_samples
 from ..ids import new
 from ..models import queue_prepare
@@ -81,7 +81,6 @@ def publish(
     _complete(session, job, outcome, version)
     _let_samples_go(session, job)
     _queue_prepare(session, parent, version)
-    ring_again(session, job)
     return version
 
 

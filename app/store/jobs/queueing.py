@@ -95,9 +95,7 @@ def _in_turn(kinds: tuple[str, ...]) -> Select[Any]:
         .where(other.tenant_id == may_run.c.tenant_id, other.status == "running")
         .scalar_subquery()
     )
-    before = func.row_number().over(
-        partition_by=may_run.c.tenant_id, order_by=(may_run.c.place, may_run.c.rank)
-    )
+    before = func.row_number().over(partition_by=may_run.c.tenant_id, order_by=may_run.c.rank)
     turn = (before + num_running).label("turn")
     turns = (
         select(may_run.c.id, may_run.c.dispatched_at, may_run.c.rank, turn)
