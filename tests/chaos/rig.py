@@ -75,10 +75,10 @@ class Rig:
 
     def check(self) -> dict[str, int]:
         """Wait until all is done and cleared away, hold it against the promises, and count."""
-        self.nemesis.rest()
-        settle(self._database_url, self.stack.data_dir)
-        self.stop_worker()
         try:
+            self.nemesis.rest()
+            settle(self._database_url, self.stack.data_dir)
+            self.stop_worker()
             return check(self._database_url, self.stack.data_dir, self.world)
         except AssertionError:
             print(self.stack.log("worker"), flush=True)  # it goes with its folder

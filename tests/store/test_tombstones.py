@@ -54,6 +54,7 @@ def test_a_request_comes_back_as_it_was(
         "policy": "fast",
         "unlearner": {"name": "ssd"},
         "options": {"seed": 7},
+        "priority": 3,
         "reason": "Art. 17(1)(b)",
         "purpose": "poison_removal",
         "meta": {"ticket": "4711"},
@@ -72,6 +73,7 @@ def test_a_request_comes_back_as_it_was(
     for name in (*same, "received_at", "due_at"):
         assert getattr(found, name) == getattr(made, name)
     assert (found.status, found.rows.tolist(), job.options) == ("queued", rows, {"seed": 7})
+    assert job.priority == 3
 
 
 def test_a_request_for_a_model_that_is_gone_is_not_asked_again(
