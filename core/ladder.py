@@ -19,6 +19,7 @@ from .determinism import fresh_seed
 from .device import choose
 from .errors import InvalidInput
 from .findings import Outcome, Rung
+from .networks.ensemble import Ensemble
 from .policies import Policy, Purpose, Selector
 from .problem import BatchNormPolicy
 from .recipe import Recipe
@@ -230,8 +231,11 @@ def load_finite(path: Path, model: nn.Module) -> None:
 def _fresh(network: Config, parent: nn.Module) -> Callable[[int], nn.Module]:
     """Build new networks that share nothing with the parent, even if that was retrained likewise.
 
-    What a training never moves, such as a part without use, would be as it was otherwise.
+    What a training never moves, such as a part without use, would be as it was otherwise. Members
+    of an ensemble begin as in ``sisa.train`` with the same seed: they can be compared bit by bit.
     """
+    if isinstance(parent, Ensemble):
+        return lambda seed: networks.build(network, seed)
     origin = weights.digest(parent)
     return lambda seed: networks.build(network, fresh_seed(seed, origin))
 

@@ -1,4 +1,4 @@
-"""How a worker takes messages: as Celery does, but one that makes no sense does not end it."""
+"""How a worker takes messages: as Celery does, but none that it could not have sent itself."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from typing import Any
 
 import structlog
 from celery.utils.log import get_logger
-from celery.worker import consumer, state
+from celery.worker import consumer
 from kombu.message import Message
 
+from app import bell
+
+_UNLIMITED = [None, None]
+_EMPTY: tuple[Any, ...] = ([], {}, _UNLIMITED)
 _log = structlog.get_logger(__name__)
 
 
 class Consumer(consumer.Consumer):
-    """Throws away whatever Celery fails at.
+    """Throws messages of another form away before Celery sees them.
 
-    Celery takes the form of a message on trust: a body that is no list, or headers without an id,
-    would end the worker. For a pool that works in the thread which takes the messages.
+    Celery takes the form on trust: a body that is no list, or headers without an id, would end the
+    worker, some of them only after they were acknowledged.
     """
 
     connection_errors: tuple[type[Exception], ...]
@@ -27,16 +31,35 @@ class Consumer(consumer.Consumer):
         handle = super().create_task_handler(*arguments, **options)
 
         def on_message(message: Message) -> None:
-            try:
+            if is_sound(message):
                 handle(message)
-            except self.connection_errors:
-                raise
-            except Exception as error:  # noqa: BLE001  # whatever a forger thinks of
-                _log.error("message_senseless", error=type(error).__name__)
-                if not message.acknowledged:
-                    message.reject_log_error(get_logger(__name__), self.connection_errors)
-                # Nothing is at work any more, whatever Celery was about to begin; it takes no other
-                # message while it thinks so.
-                state.reset_state()
+            else:
+                _log.error("message_senseless")
+                message.reject_log_error(get_logger(__name__), self.connection_errors)
 
         return on_message
+
+
+def is_sound(message: Message) -> bool:
+    """Whether a message has the form of those that ``app.bell`` sends, whichever job it names."""
+    headers = message.headers
+    if not isinstance(headers, dict) or not all(map(_is_plain, headers.values())):
+        return False
+    try:
+        body = message.payload
+    except Exception:  # noqa: BLE001  # as many kinds as there are ways to write nonsense
+        return False
+    return (
+        headers.get("task") == bell.RUN_JOB
+        and isinstance(headers.get("id"), str)
+        and isinstance(headers.get("retries", 0), int)
+        and headers.get("timelimit", _UNLIMITED) == _UNLIMITED
+        and headers.get("eta") is headers.get("expires") is None
+        and isinstance(body, list)
+        and [type(part) for part in body] == [list, dict, dict]
+        and not any(body[2].values())
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int) or value in _EMPTY

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from kombu import Connection, Exchange, Queue
 
 from tests.e2e import story
 from tests.e2e.client import Client
@@ -19,6 +20,7 @@ def test_the_main_job_distributed(
 ) -> None:
     stack = Distributed(tmp_path, postgres_url, redis_url)
     stack.start()
+    say_nonsense(redis_url)
     try:
         with Client(stack.url, stack.key) as client:
             if whole:
@@ -29,3 +31,18 @@ def test_the_main_job_distributed(
         assert stack.stop()["worker"] == 0
     finally:
         stack.stop()
+
+
+def say_nonsense(redis_url: str) -> None:
+    """Send a message that ends a worker of Celery's own making."""
+    options = {"global_keyprefix": "lethe:"}
+    with Connection(redis_url, transport_options=options) as connection:
+        connection.Producer().publish(
+            "null",
+            exchange="jobs-cpu",
+            routing_key="jobs-cpu",
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={"task": "jobs.run", "id": "forged"},
+            declare=[Queue("jobs-cpu", Exchange("jobs-cpu"), routing_key="jobs-cpu")],
+        )

@@ -1,22 +1,21 @@
-"""Messages that make no sense are thrown away, and their worker goes on."""
+"""Messages that make no sense are thrown away before Celery sees them."""
 
 from __future__ import annotations
 
 import json
-import queue
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
-from celery.contrib.testing.worker import start_worker
-from celery.worker import state
+from kombu import Connection, Exchange, Queue
+from kombu.message import Message
 
-from tests.worker.test_lease import eventually
+from app import bell
+from app.settings import Settings, get_settings
+from worker.consumer import is_sound
 
-NAME = "bell"
-TASK = {"lang": "py", "task": NAME, "id": "forged", "root_id": "forged"}
+TASK = {"lang": "py", "task": bell.RUN_JOB, "id": "forged", "root_id": "forged"}
 GOOD = json.dumps([["job"], {}, {}])
 SENSELESS: dict[str, tuple[str | bytes, dict[str, Any]]] = {
     "null": ("null", {}),
@@ -37,6 +36,7 @@ SENSELESS: dict[str, tuple[str | bytes, dict[str, Any]]] = {
     "a time that is none": (GOOD, {"eta": "soon"}),
     "an end that is none": (GOOD, {"expires": "late"}),
     "retries that are none": (GOOD, {"retries": "often", "timelimit": [1, 2, 3]}),
+    "callbacks": ('[["job"], {}, {"callbacks": [{"task": "os.system"}]}]', {}),
     "another task": (GOOD, {"task": "os.system"}),
     "a task that is none": (GOOD, {"task": [1]}),
     "no task": (GOOD, {"task": ...}),
@@ -48,33 +48,52 @@ def headers(changed: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (TASK | changed).items() if value is not ...}
 
 
-@pytest.fixture(scope="module")
-def bells() -> Iterator[tuple[Celery, queue.Queue[str]]]:
-    """A worker and what it has heard."""
-    app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
-    app.conf.update(accept_content=["json"], worker_hijack_root_logger=False)
-    app.conf.worker_consumer = "worker.consumer:Consumer"
-    app.conf.broker_transport_options = {"polling_interval": 0.02}
-    heard: queue.Queue[str] = queue.Queue()
-    app.task(name=NAME)(heard.put)
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
-        yield app, heard
+@pytest.fixture
+def line() -> Iterator[tuple[Connection, Queue]]:
+    """A broker and a queue of its own there."""
+    name = uuid.uuid4().hex
+    with Connection("memory://") as connection:
+        queue = Queue(name, Exchange(name), routing_key=name)(connection.channel())
+        queue.declare()
+        yield connection, queue
+
+
+def passed_on(
+    line: tuple[Connection, Queue], body: str | bytes, changed: dict[str, Any]
+) -> Message:
+    """The message as a worker gets it."""
+    connection, queue = line
+    is_text = isinstance(body, str)
+    connection.Producer().publish(
+        body,
+        exchange=queue.name,
+        routing_key=queue.name,
+        content_type="application/json" if is_text else "application/data",
+        content_encoding="utf-8" if is_text else "binary",
+        headers=headers(changed),
+    )
+    found = queue.get()
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("name", SENSELESS)
-def test_the_worker_goes_on(name: str, bells: tuple[Celery, queue.Queue[str]]) -> None:
-    app, heard = bells
-    body, changed = SENSELESS[name]
-    with app.connection_for_write() as connection:
-        connection.Producer().publish(
-            body,
-            routing_key="celery",
-            content_type="application/json" if isinstance(body, str) else "application/data",
-            content_encoding="utf-8" if isinstance(body, str) else "binary",
-            headers=headers(changed),
-        )
-    app.send_task(NAME, [name])
-    while (found := heard.get(timeout=10)) != name:
-        assert found == "job", "nothing is heard that was not said"
-    # Else a worker on Redis would hear nothing more: it counts them before it listens.
-    assert eventually(lambda: not state.reserved_requests)
+def test_a_senseless_message_is_known(name: str, line: tuple[Connection, Queue]) -> None:
+    assert not is_sound(passed_on(line, *SENSELESS[name]))
+
+
+def test_a_forged_message_of_the_right_form_is_heard(line: tuple[Connection, Queue]) -> None:
+    assert is_sound(passed_on(line, GOOD, {}))
+
+
+def test_our_own_bells_are_heard(settings: Settings) -> None:
+    need = uuid.uuid4().hex
+    bell.configure(settings)
+    try:
+        bell.send("job_x", need=need)
+        with bell.celery.connection_for_write() as connection:
+            found = Queue(f"jobs-{need}")(connection.channel()).get()
+    finally:
+        bell.configure(get_settings())
+    assert found is not None
+    assert is_sound(found)
