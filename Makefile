@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-# Parallel test processes; each loads torch.
-WORKERS ?= 2
+# Parallel test processes; each loads torch. One more than two cores, because some tests wait.
+WORKERS ?= 3
 
 # uv brings its own certificates, which do not know the proxy of a company; the machine's do.
 CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/ssl/cert.pem /etc/pki/tls/certs/ca-bundle.crt)
