@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,8 @@ class Place:
     broker_url: str = ""
     """Where bells are rung; empty for the embedded form and for an API without workers."""
     pepper: str = field(default_factory=lambda: secrets.token_urlsafe(48))
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Further ``LETHE_...`` settings."""
 
     def environment(self) -> dict[str, str]:
         """All that the process gets to know."""
@@ -37,6 +39,7 @@ class Place:
             "PATH": os.defpath,
             "LETHE_DATA_DIR": str(self.folder),
             "LETHE_PEPPER": self.pepper,
+            **self.settings,
         }
         if self.database_url:
             environment["LETHE_DATABASE_URL"] = self.database_url
