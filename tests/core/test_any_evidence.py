@@ -21,7 +21,7 @@ from core.findings import Rung
 from core.recipe import Recipe
 from core.rungs import Case, _judge, gather_evidence
 
-EVERYDAY, FULL = 24, 600
+EVERYDAY, FULL = 16, 600
 BATCH = 8
 FEATURES = 6
 SIZES = (1, 2, 3, 5, 8, 20, 60, 200)

@@ -80,7 +80,7 @@ STEPS = [
     *["restart", "take_back", "cancel", "retry"],
 ]
 FORGED = "job_forged"
-EVERYDAY = 4
+EVERYDAY = 2
 """Schedules of the everyday suite."""
 WAITS = (1.0, 30.0, 70.0, 1000.0)
 """Within a lease, within the next, beyond it, beyond every back-off."""
