@@ -39,6 +39,16 @@ def forget_requests() -> None:
         session.execute(delete(tables.Job).where(tables.Job.kind == "unlearn"))
 
 
+def a_lost_request(world: World, model_id: str) -> tuple[Tombstone, dict[str, Any]]:
+    """The tombstone of a request that the restored database has never heard of, and its wish."""
+    with transaction() as session:
+        factories.a_request(session, world.tenant, model_id)
+    (stone,) = stones()
+    assert stone.request is not None
+    forget_requests()
+    return stone, stone.request
+
+
 @pytest.mark.parametrize(
     ("selector", "rows"),
     [
@@ -79,12 +89,8 @@ def test_a_request_comes_back_as_it_was(
 def test_a_request_for_a_model_that_is_gone_is_not_asked_again(
     sqlite_store: World, model_id: str
 ) -> None:
-    with transaction() as session:
-        factories.a_request(session, sqlite_store.tenant, model_id)
-    (stone,) = stones()
-    assert stone.request is not None
-    forget_requests()
-    assert not again(stone.model_copy(update={"request": stone.request | {"model": "mdl_x"}}))
+    stone, wish = a_lost_request(sqlite_store, model_id)
+    assert not again(stone.model_copy(update={"request": wish | {"model": "mdl_x"}}))
     with transaction() as session:
         models.delete(session, sqlite_store.tenant, model_id)
     assert not again(stone)
@@ -142,11 +148,7 @@ def test_keys_end_at_the_earlier_of_two_times(sqlite_store: World) -> None:
 def test_samples_that_were_erased_with_their_request_are_told(
     sqlite_store: World, model_id: str
 ) -> None:
-    with transaction() as session:
-        factories.a_request(session, sqlite_store.tenant, model_id)
-    (stone,) = stones()
-    assert stone.request is not None
-    forget_requests()
+    stone, wish = a_lost_request(sqlite_store, model_id)
     with pytest.raises(ServiceError) as refusal:
-        again(stone.model_copy(update={"request": stone.request | {"selector": "samples"}}))
+        again(stone.model_copy(update={"request": wish | {"selector": "samples"}}))
     assert refusal.value.code == "samples_erased"
