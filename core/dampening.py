@@ -47,6 +47,9 @@ class Dampening:
         self._lam = lam
         self.size = len(self._parent) - num_pruned(masks, [name for name, _ in self._parameters])
         """Number of weights that are not pruned, selectable or not."""
+        self.foreign = int(((self._full == 0) & (self._forget > 0)).sum())
+        """Number of weights that only the forget set leans on, which cannot be where it is part of
+        the full set; selected, they become 0."""
         ratio = torch.where(self._forget > 0, self._forget / self._full, 0.0)
         self.selectable = int((ratio > 0).sum())
         count = min(self.selectable, max(1, round(most * self.size)))

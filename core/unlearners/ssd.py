@@ -139,6 +139,9 @@ def ssd(problem: Problem, config: SSDConfig) -> nn.Module:
         most=MOST_SELECTED if config.chosen_selection == "guarded" else 1.0,
         masks=problem.masks,
     )
+    if dampening.foreign:
+        found = {"foreign_weights": dampening.foreign, "reason": "their full importance is 0"}
+        problem.tried.append(found)
     fraction = adaptive_fraction(forget.n, full.n)
     match config.chosen_selection:
         case "guarded":

@@ -34,6 +34,26 @@ def test_stored_importance_does_without_a_retained_record(selection):
     assert problem.tried[-1] == KEPT_STATISTICS
 
 
+def test_weights_that_only_the_forget_set_leans_on_are_told():
+    kept = stored()
+    problem = steps.digits_class(importance=kept)
+    ssd(problem, SSDConfig(selection="adaptive"))
+    assert not any("foreign_weights" in each for each in problem.tried)
+    name = next(iter(kept.values))
+    nothing = replace(kept, values={**kept.values, name: torch.zeros_like(kept.values[name])})
+    problem = steps.digits_class(importance=nothing)
+    ssd(problem, SSDConfig(selection="adaptive"))
+    (told,) = (each for each in problem.tried if "foreign_weights" in each)
+    forget = importance.estimate(
+        trained(steps.DIGITS),
+        steps.DIGITS.train.take(steps.THREES),
+        "fisher_persample",
+        batch_size=32,
+        device=CPU,
+    )
+    assert told["foreign_weights"] == int((forget.values[name] > 0).sum()) > 0
+
+
 def test_a_rung_without_a_retained_record_runs_to_its_end():
     tuning, judging = cases.halves(steps.DIGITS)
     rows = steps.DIGITS.train.rows[steps.THREES].tolist()
