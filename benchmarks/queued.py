@@ -4,18 +4,22 @@ Twice for each database. First every request is a job of its own, the longest qu
 worker runs while the intake, the Redis list, a pass of the sweeper and pages of the lists are
 measured, and then all of them are taken back through the API. Then requests share jobs, as equal
 ones do, and one worker carries them out by retraining a tiny network. API, Redis, database,
-generator and worker are on one machine; intake is a closed loop over 16 connections.
+generator and worker are on one machine; intake is a closed loop over 16 connections. The page is
+written after each database; of one that is left out, it keeps what was measured before.
 
-    python -m benchmarks.queued [--requests 10000] [--jobs 100] [--postgres URL] [--redis URL]
+    python -m benchmarks.queued [--requests 10000] [--jobs 100] [--only SQLite] [--postgres URL]
+        [--redis URL]
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 import time
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +35,7 @@ from app.store import jobs, tables
 from app.store import session as sessions
 from app.store.status import REQUEST_TERMINAL
 from benchmarks.digits import await_prepared
-from benchmarks.hardware import parser
+from benchmarks.hardware import RESULTS, describe, parser
 from benchmarks.launch import Place, api_alone, celery_worker, embedded
 from benchmarks.load import Plan, run
 from benchmarks.postgres import SERVER, fresh_database, reachable
@@ -60,6 +64,7 @@ RECIPE = {"epochs": 1, "batch_size": 512, "optimizer": {"name": "sgd", "lr": 0.0
 class Queued:
     """What one database was seen to do."""
 
+    requests: int
     per_second: float
     errors: list[str]
     most_bells: int
@@ -71,6 +76,7 @@ class Queued:
     carried_out: dict[str, int]
     seconds: float
     """From the start of the worker until every request was in a terminal state."""
+    hardware: str
 
 
 def main() -> None:
@@ -80,26 +86,48 @@ def main() -> None:
     arguments.add_argument("--jobs", type=int, default=100, help="that requests share")
     arguments.add_argument("--postgres", default=SERVER, help="URL of a server we may use")
     arguments.add_argument("--redis", default=BROKER, help="URL of an empty database")
+    arguments.add_argument("--only", choices=PER_SECOND, help="measure one database")
     options = arguments.parse_args()
     with Redis.from_url(options.redis) as redis:
         if redis.dbsize():
             raise SystemExit(f"{options.redis} is not empty; name another with --redis")
-    found: dict[str, Queued] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        place = Place(folder / "sqlite", broker_url=options.redis)
-        found["SQLite"] = _measure(place, options.requests, options.jobs)
-        if reachable(options.postgres):
-            with fresh_database(options.postgres) as url:
-                place = Place(folder / "postgresql", url, broker_url=options.redis)
-                found["PostgreSQL"] = _measure(place, options.requests, options.jobs)
-    notes = [] if "PostgreSQL" in found else ["PostgreSQL was not measured: no server answers."]
+    path = RESULTS / "queued.json"
+    before = json.loads(path.read_text())["raw"] if path.exists() else {}
+    found = {name: Queued(**each) for name, each in before.items()}
+    for name in [options.only] if options.only else PER_SECOND:
+        with tempfile.TemporaryDirectory() as folder, _place(name, Path(folder), options) as place:
+            if place is not None:
+                found[name] = _measure(place, options.requests, options.jobs)
+                _write(found)
+
+
+@contextmanager
+def _place(name: str, folder: Path, options: Namespace) -> Iterator[Place | None]:
+    """Yield where the service runs; None where its database does not answer."""
+    data = folder / name.lower()
+    if name == "SQLite":
+        yield Place(data, broker_url=options.redis)
+    elif reachable(options.postgres):
+        with fresh_database(options.postgres) as url:
+            yield Place(data, url, broker_url=options.redis)
+    else:
+        print("PostgreSQL is not measured: no server answers.")
+        yield None
+
+
+def _write(found: Mapping[str, Queued]) -> None:
+    missing = [f"{name} was not measured." for name in PER_SECOND if name not in found]
+    on = [f"{name}: {each.hardware}." for name, each in found.items()]
     write(
         "queued",
-        f"{options.requests} queued requests",
+        "Queued requests",
         "python -m benchmarks.queued",
-        [(__doc__ or "").partition("\n\n")[2].rpartition("\n\n")[0].replace("\n", " "), *notes],
-        [row for name, each in found.items() for row in _rows(name, each, options.requests)],
+        [
+            (__doc__ or "").partition("\n\n")[2].rpartition("\n\n")[0].replace("\n", " "),
+            *on,
+            *missing,
+        ],
+        [row for name, each in found.items() for row in _rows(name, each)],
         {name: asdict(each) for name, each in found.items()},
     )
 
@@ -127,14 +155,17 @@ def _measure(place: Place, num_requests: int, num_jobs: int) -> Queued:
     )
     with api_alone(place) as running, _bells(place.broker_url) as most_bells:
         alone = run(_with(plan, running.port, num_requests))
+        print(f"{place.folder.name}: {len(alone.writes)} taken in", flush=True)
         sweeps = [_timed_sweep() for _ in range(SWEEPS)]
         pages = _pages(running.service)
         _take_back(running.service)
         taken_back = _statuses()
+        print(f"{place.folder.name}: taken back", flush=True)
         shared = run(_with(plan, running.port, num_jobs))
         with sessions.reading() as session:
             open_jobs = select(func.count()).where(tables.Job.status == "queued")
             jobs_made = session.scalar(open_jobs) or 0
+        print(f"{place.folder.name}: {jobs_made} jobs to carry out", flush=True)
         begun = time.monotonic()
         with celery_worker(place):
             while _open_requests() and time.monotonic() < begun + PATIENCE_SECONDS:
@@ -144,6 +175,7 @@ def _measure(place: Place, num_requests: int, num_jobs: int) -> Queued:
     carried_out.subtract(taken_back)
     sessions.configure(None)
     return Queued(
+        requests=num_requests,
         per_second=len(alone.writes) / alone.seconds,
         errors=alone.errors + shared.errors,
         most_bells=max(most_bells),
@@ -154,6 +186,7 @@ def _measure(place: Place, num_requests: int, num_jobs: int) -> Queued:
         jobs=jobs_made,
         carried_out={status: count for status, count in carried_out.items() if count},
         seconds=seconds,
+        hardware=describe(),
     )
 
 
@@ -250,14 +283,14 @@ def _open_requests() -> int:
     return sum(count for status, count in _statuses().items() if status not in REQUEST_TERMINAL)
 
 
-def _rows(name: str, found: Queued, num_requests: int) -> list[Row]:
+def _rows(name: str, found: Queued) -> list[Row]:
     p99, longest = quantile(found.pages, 0.99), max(found.sweeps)
     ended = sum(found.carried_out.values())
     said = ", ".join(f"{count} {status}" for status, count in found.carried_out.items())
     back = found.taken_back.get("cancelled", 0)
     return [
         Row(
-            f"{name}, intake, one job a request",
+            f"{name}, intake of {found.requests}, one job a request",
             f"{found.per_second:.0f} /s",
             f">= {PER_SECOND[name]:.0f} /s",
             found.per_second >= PER_SECOND[name],
@@ -282,12 +315,12 @@ def _rows(name: str, found: Queued, num_requests: int) -> list[Row]:
             f"<= {1e3 * PAGE_P99:.0f} ms",
             p99 <= PAGE_P99,
         ),
-        Row(f"{name}, taken back", str(back), str(num_requests), back == num_requests),
+        Row(f"{name}, taken back", str(back), str(found.requests), back == found.requests),
         Row(
             f"{name}, in a terminal state after {found.seconds:.0f} s with one worker",
             said,
-            str(num_requests),
-            ended == num_requests,
+            str(found.requests),
+            ended == found.requests,
         ),
     ]
 
