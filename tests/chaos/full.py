@@ -5,6 +5,8 @@ A cell is one test on one database, done in portions of some minutes. Its file u
 a portion that failed is kept there too, and done again. ``--list`` says what is missing,
 ``--only T2`` runs some cells, ``--portion 2`` makes portions smaller for a slow machine,
 ``--minutes 30`` begins none after that time, and ``--few`` strikes a few times and writes nothing.
+Most of the time is waiting, so ``--lane 1/3`` does every third portion from the second on, in a
+clone of its own, and ``--join FOLDER`` adds what such a clone has run.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 from tests.chaos.sizes import FIRST, MEASURED, STRIKES
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks/results/chaos"
+RESULTS = Path("benchmarks/results/chaos")
 KILLS = "tests/chaos/test_kills.py"
 OUTAGES = "tests/chaos/test_outages.py"
 BROKER = "tests/chaos/test_broker.py::test_it_dies_forgets_and_falls_silent"
@@ -94,14 +96,22 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of cells begin with this")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing later")
     parser.add_argument("--portion", type=int, help="strikes of one run, instead of the cell's own")
+    parser.add_argument("--lane", default="0/1", help="share a cell among clones")
+    parser.add_argument("--join", type=Path, nargs="+", help="clones whose portions are added")
     given = parser.parse_args()
     chosen = [name for name in CELLS if name.startswith(given.only)]
     if given.list:
         for name in chosen:
             print(f"{name:14}{done(name):>8} of {CELLS[name].asked}")
         return
+    if given.join:
+        for name in chosen:
+            join(name, given.join)
+        return
     until = time.monotonic() + 60 * given.minutes
-    act = run_few if given.few else partial(run_all, portion=given.portion)
+    lane, lanes = map(int, given.lane.split("/"))
+    act = partial(run_all, portion=given.portion, lane=lane, lanes=lanes)
+    act = run_few if given.few else act
     failed = [name for name in chosen if not act(name, until)]
     missing = [name for name in chosen if not given.few and done(name) < CELLS[name].asked]
     print(f"failed: {failed}, missing: {missing}")
@@ -113,19 +123,38 @@ def done(name: str) -> int:
     return sum(portion["strikes"] for portion in portions(name) if portion["passed"])
 
 
-def portions(name: str) -> list[Json]:
+def portions(name: str, root: Path = ROOT) -> list[Json]:
     """What was run of a cell."""
-    path = RESULTS / f"{name}.json"
+    path = root / RESULTS / f"{name}.json"
     return json.loads(path.read_text())["portions"] if path.exists() else []
 
 
-def run_all(name: str, until: float, portion: int | None) -> bool:
-    """Run the portions of a cell that are missing, to the first that fails."""
+def join(name: str, clones: list[Path]) -> None:
+    """Add the portions of a cell that clones have run, once each, in the order of time."""
+    found = [portion for root in (ROOT, *clones) for portion in portions(name, root)]
+    if found:
+        once = {json.dumps(portion): portion for portion in found}
+        write(name, sorted(once.values(), key=lambda portion: str(portion["at"])))
+
+
+def run_all(name: str, until: float, portion: int | None, lane: int, lanes: int) -> bool:
+    """Run the portions of a cell that are missing and fall to this lane, to the first that fails.
+
+    Args:
+        name: of the cell.
+        until: begin none after this time of the monotonic clock.
+        portion: strikes of one run, instead of the cell's own.
+        lane: which of the lanes this is, from 0.
+        lanes: how many share the cell.
+    """
     cell = CELLS[name]
-    while (before := done(name)) < cell.asked and time.monotonic() < until:
-        number = min(portion or cell.portion, cell.asked - before)
-        made = run(name, {STRIKES: str(number), FIRST: str(before)})
-        write(name, [*portions(name), {"first": before, "strikes": number, **made}])
+    size = portion or cell.portion
+    for first in range(done(name) + lane * size, cell.asked, lanes * size):
+        if time.monotonic() > until:
+            break
+        number = min(size, cell.asked - first)
+        made = run(name, {STRIKES: str(number), FIRST: str(first)})
+        write(name, [*portions(name), {"first": first, "strikes": number, **made}])
         if not made["passed"]:
             return False
     return True
@@ -184,7 +213,7 @@ def cpu_seconds() -> float:
 def commit() -> str:
     """What is being tested; results that were written before do not count."""
     git = partial(subprocess.check_output, cwd=ROOT, text=True)
-    changed = git(["git", "status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}"])
+    changed = git(["git", "status", "--porcelain", "--", ".", f":!{RESULTS}"])
     return git(["git", "rev-parse", "--short", "HEAD"]).strip() + ("-dirty" if changed else "")
 
 
@@ -207,8 +236,9 @@ def write(name: str, found: list[Json]) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "portions": found,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    folder = ROOT / RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
