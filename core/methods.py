@@ -172,6 +172,15 @@ def _pruned(situation: Situation, options: Options) -> float | None:
     return cost + _epochs(prune, 10) * (1 - situation.share)
 
 
+def _tried(situation: Situation, options: Options) -> float | None:
+    """Every value's cost, as far as the budget reaches; four values where none are given."""
+    inner = options.get("unlearner", {"name": "eupmu"})
+    cost = METHODS[inner["name"]].cost(situation, inner) if inner["name"] in METHODS else None
+    values = options.get("values") or range(4)
+    budget = float(options.get("max_passes", 20))
+    return None if cost is None else min(budget, len(values) * cost)
+
+
 def _scrubbing(situation: Situation, options: Options) -> float:
     forget = float(options.get("max_epochs", 3)) * situation.share
     return (1 + FORWARD) * (_epochs(options, 10) * (1 - situation.share) + forget)
@@ -240,6 +249,7 @@ METHODS: dict[str, Method] = {
     "pcgrad": Method(needs=_RETAIN, cost=_paired(5)),
     "famo": Method(needs=_RETAIN, cost=_paired(5, each=1 + FORWARD)),
     "munba": Method(needs=_RETAIN, cost=_paired(5)),
+    "tuned": Method(needs=("retain", "holdout"), cost=_tried),
     # curvature
     "fisher_forgetting": Method(needs=_RETAIN, cost=_noisy),
     "influence": Method(needs=_RETAIN, cost=_curved),

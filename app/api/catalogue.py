@@ -42,7 +42,7 @@ class Unlearner(Variant):
     exact: bool = Field(description="Equal to retraining by construction.")
     needs: list[str] = Field(
         description="What must be registered with the model to use it with its default options. "
-        "Of `prune_first` the options decide: it needs what its pruner and its unlearner need."
+        "Of `prune_first` and `tuned` the options decide: they need what their parts need, too."
     )
     networks: list[str] = Field(description="Architectures it is for; empty for any.")
     cost: str = Field(description="Time and memory, in words.")

@@ -12,11 +12,10 @@ Promise: that of ``then``. The pruned weights are exactly zero at the end.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, cast
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import ConfigDict, Discriminator, Field, GetCoreSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
 from .. import batchnorm, weights
@@ -25,35 +24,12 @@ from ..masks import both, holds
 from ..problem import Problem
 from ..pruners import Pruned, PrunerConfig, PrunerOptions, Pruning, pruners
 from ..report import within
+from ._others import AnyBut, default
 from ._registry import Need, UnlearnerOptions, unlearners
-
-
-@dataclass(frozen=True)
-class _AnyOther:
-    """Validates as any registered unlearner but one, and but those for certain networks.
-
-    The latter train heads or members of their own and could not keep a mask.
-    """
-
-    name: str
-
-    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        others = tuple(
-            entry.config
-            for entry in unlearners
-            if entry.name != self.name and not cast("type[UnlearnerOptions]", entry.config).networks
-        )
-        union: Any = Annotated[Union[others], Discriminator("name")]  # noqa: UP007  # computed
-        return handler.generate_schema(union)
 
 
 def _default_pruner() -> PrunerOptions:
     return cast("PrunerOptions", pruners["omp"].config.model_validate({"name": "omp"}))
-
-
-def _default_unlearner() -> UnlearnerOptions:
-    chosen = unlearners["fine_tune"].config
-    return cast("UnlearnerOptions", chosen.model_validate({"name": "fine_tune"}))
 
 
 class PruneFirstConfig(UnlearnerOptions):
@@ -70,9 +46,9 @@ class PruneFirstConfig(UnlearnerOptions):
         default_factory=_default_pruner,
         description="The pruner with its options. Left out: omp with its defaults.",
     )
-    then: Annotated[UnlearnerOptions, _AnyOther("prune_first")] = Field(
-        default_factory=_default_unlearner,
-        description="The unlearner with its options: any but this one and those for certain "
+    then: Annotated[UnlearnerOptions, AnyBut(frozenset({"prune_first", "tuned"}))] = Field(
+        default_factory=lambda: default("fine_tune"),
+        description="The unlearner with its options: any but compositions and those for certain "
         "networks. Left out: fine_tune with its defaults.",
     )
 

@@ -105,6 +105,7 @@ def test_what_is_registered():
         "scrub",
         "sisa",
         "ssd",
+        "tuned",
         "ungrad",
         "unsir",
     ]

@@ -22,6 +22,7 @@ OPTIONS = {
         "prune": {"name": "omp", "sparsity": 0.5, "epochs": 2},
         "then": {"name": "fine_tune", "epochs": 2},
     },
+    "tuned": {"unlearner": {"name": "eupmu", "epochs": 2}, "values": [0.003, 0.03]},
 }
 """The guarded search may rightly refuse a tiny world; its own tests see to it."""
 

@@ -21,6 +21,7 @@ OPTIONS = {
     "gradient_ascent": {"bounded": False},
     "scrub": {"rewind": False},
     "fine_tune": {"schedule": "one_cycle"},
+    "tuned": {"unlearner": {"name": "eupmu", "stop": False}, "values": [0.001, 0.003]},
 }
 SEARCHED = {"ssd", "influence"}
 """Trials on samples cost what does not grow with the data."""

@@ -22,7 +22,9 @@ from tests.core.unlearners.test_contract_on_images import job
 from tests.worlds import CPU, accuracy, digits_world, trained
 
 OTHERS = [
-    entry.name for entry in unlearners if entry.name != "prune_first" and not entry.config.networks
+    entry.name
+    for entry in unlearners
+    if entry.name not in {"prune_first", "tuned"} and not entry.config.networks
 ]
 PRUNERS = {
     "imp": {"rounds": 1, "epochs": 1},
