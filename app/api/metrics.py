@@ -44,19 +44,28 @@ _requests = Counter(
     ("method", "route", "status"),
     registry=registry,
 )
+# Without labels it is there, as 0, before the first error: no rate sees a series that begins at 1.
+_server_errors = Counter("lethe_http_server_errors", "Calls answered with 5xx.", registry=registry)
 _seconds = Histogram(
     "lethe_http_request_duration_seconds",
-    "Time from the head of a call to the end of its answer.",
+    "Time from the head of a call to the end of its answer; not of calls held on purpose.",
     ("method", "route"),
     buckets=SECONDS,
     registry=registry,
 )
 
 
-def observe(method: str, route: str, status: int, seconds: float) -> None:
-    """Count one call; every argument comes from a closed list but the time."""
+def observe(method: str, route: str, status: int, seconds: float | None) -> None:
+    """Count one call; every argument comes from a closed list but the time.
+
+    Args:
+        seconds: how long it took; None if it waited because the caller asked for that.
+    """
     _requests.labels(method, route, str(status)).inc()
-    _seconds.labels(method, route).observe(seconds)
+    if status >= 500:
+        _server_errors.inc()
+    if seconds is not None:
+        _seconds.labels(method, route).observe(seconds)
 
 
 def exposition() -> bytes:

@@ -33,12 +33,13 @@ class Watch:
             await self.app(scope, receive, send)
             return
         correlation.fresh()
-        status, started = 500, time.perf_counter()
+        status, held, started = 500, False, time.perf_counter()
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, held
             if message["type"] == "http.response.start":
                 status = message["status"]
+                held = "wait" in Headers(raw=message["headers"]).get("preference-applied", "")
                 _note_created(message)
             await send(message)
 
@@ -50,7 +51,7 @@ class Watch:
             method = scope["method"] if scope["method"] in METHODS else "OTHER"
             route = _route(scope)
             seconds = time.perf_counter() - started
-            metrics.observe(method, route, status, seconds)
+            metrics.observe(method, route, status, None if held else seconds)
             _note_job(scope)
             if route not in QUIET or status >= 400:
                 log.info(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families as families
 from pydantic import SecretStr
 
 from app.settings import Settings
-from app.store import session, tables
+from app.store import models, session, tables
 
 from .world import Tenant, assert_problem
 
@@ -40,6 +44,37 @@ def test_calls_are_counted_by_template(tenant: Tenant) -> None:
     timed = "lethe_http_request_duration_seconds_count GET /jobs/{job_id}"
     assert after[timed] - before.get(timed, 0) == 2
     assert not any("example.org" in name for name in after)
+
+
+def test_server_errors_are_there_before_the_first_one(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh process exports 0: a rate would not see a series that begins with its first error."""
+    fresh = "from app.api import metrics; print(metrics.generate_latest(metrics._server_errors))"
+    shown = subprocess.run([sys.executable, "-c", fresh], capture_output=True, check=True)
+    assert b"lethe_http_server_errors_total 0.0" in shown.stdout
+    before = scrape(tenant)["lethe_http_server_errors_total"]
+    tenant.get("/jobs/someone")
+    assert scrape(tenant)["lethe_http_server_errors_total"] == before
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(models, "get", broken)
+    assert tenant.get("/models/mdl_01JD0000000000000000000000").status_code == 500
+    assert scrape(tenant)["lethe_http_server_errors_total"] == before + 1
+
+
+def test_calls_held_on_purpose_are_counted_but_not_timed(tenant: Tenant) -> None:
+    model_id = tenant.model()
+    timed = "lethe_http_request_duration_seconds_count GET /models/{model_id}"
+    counted = "lethe_http_requests_total GET /models/{model_id} 200"
+    tenant.get(f"/models/{model_id}")
+    before = scrape(tenant)
+    held = tenant.get(f"/models/{model_id}", Prefer="wait=1")
+    assert held.headers["preference-applied"] == "wait"
+    after = scrape(tenant)
+    assert (after[timed] - before[timed], after[counted] - before[counted]) == (0, 1)
 
 
 def test_unknown_methods_and_paths_make_no_series(tenant: Tenant) -> None:
