@@ -1,4 +1,7 @@
-"""The remembered answers of creating calls, one per tenant, principal, method, path and key."""
+"""The remembered answers of creating calls, one per tenant, principal, method, path and key.
+
+Keys are stored as keyed hashes: callers make them of names and addresses as well.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from .errors import Conflict, Unacceptable
+from .keyed import keyed_hash
 from .keys import Caller
 from .tables import IdempotencyKey
 
@@ -31,13 +35,14 @@ def remembered(
         Unacceptable: ``idempotency_key_reused`` if the key came with another body.
         Conflict: ``idempotency_in_progress`` while an equal call is at work elsewhere.
     """
-    _reserve(session, (caller.tenant_id, caller.principal, method, path, key))
+    hashed = keyed_hash("idempotency", caller.tenant_id, key)
+    _reserve(session, (caller.tenant_id, caller.principal, method, path, hashed))
     chosen = select(IdempotencyKey).where(
         IdempotencyKey.tenant_id == caller.tenant_id,
         IdempotencyKey.principal == caller.principal,
         IdempotencyKey.method == method,
         IdempotencyKey.path == path,
-        IdempotencyKey.key == key,
+        IdempotencyKey.key == hashed,
     )
     stored = session.scalars(chosen).one_or_none()
     if stored is None:
@@ -73,7 +78,7 @@ def remember(
             principal=caller.principal,
             method=method,
             path=path,
-            key=key,
+            key=keyed_hash("idempotency", caller.tenant_id, key),
             fingerprint=fingerprint,
             status_code=status_code,
             headers=dict(headers),

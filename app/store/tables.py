@@ -480,6 +480,7 @@ class IdempotencyKey(Base):
     method: Mapped[str] = mapped_column(String(8), primary_key=True)
     path: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
+    """Keyed hash of what the caller sent."""
     fingerprint: Mapped[str] = mapped_column(String(64))
     status_code: Mapped[int]
     headers: Mapped[Document]

@@ -6,6 +6,7 @@ its own tenant, may hold those; nothing may hold a subject.
 
 from __future__ import annotations
 
+import base64
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -26,7 +27,10 @@ pytestmark = pytest.mark.slow
 
 RECORD, SUBJECT = "canaryrecord", "canarysubject"
 FILE, TICKET, VALUE = "canaryfile", "canaryticket", "canaryvalue"
-TOKENS = (RECORD, SUBJECT, FILE, TICKET, VALUE)
+KEY, CALL = "canarykey", "canarycall"
+# As tus sends it: in base64, of a length that leaves nothing of a neighbour in it.
+UPLOAD = base64.b64encode(b"canaryuploaded").decode().rstrip("=")[:18]
+TOKENS = (RECORD, SUBJECT, FILE, TICKET, VALUE, KEY, CALL, UPLOAD)
 NUM = world.NUM_RECORDS
 
 
@@ -74,7 +78,8 @@ def dataset(path: Path) -> list[str]:
     table = pq.read_table(path)
     ids = [f"{RECORD}-{row}" for row in range(len(table))]
     subjects = [f"{SUBJECT}-{row // 4}@example.org" for row in range(len(table))]
-    table = table.set_column(0, "id", pa.array(ids)).append_column("subject", pa.array(subjects))
+    for name, values in (("id", ids), ("subject", subjects)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
     pq.write_table(table, path)
     return ids[:NUM]
 
@@ -103,12 +108,16 @@ def story(client: Client, folder: Path) -> tuple[str, str]:
     mistakes(client, model)
     subject = {"type": "subject", "subject_ref": f"{SUBJECT}-1@example.org"}
     more = {"policy": "exact", "metadata": {"ticket": f"{TICKET}-1"}}
-    done = client.job(client.forget("one", model, subject, **more)["job_id"])
+    client.http.headers["X-Request-Id"] = CALL
+    asked = client.forget(f"{KEY} one", model, subject, **more)
+    del client.http.headers["X-Request-Id"]
+    assert client.forget(f"{KEY} one", model, subject, **more)["id"] == asked["id"]
+    done = client.job(asked["job_id"])
     assert done["status"] == "succeeded", done
     # Nothing can be published from one epoch at this rate of loss: the ladder is exhausted.
     chosen = {"type": "record_ids", "record_ids": ids[100:110]}
     hopeless = {"unlearner": {"name": "fine_tune", "epochs": 1}, "policy": "strict"}
-    failed = client.job(client.forget("two", model, chosen, **hopeless)["job_id"])
+    failed = client.job(client.forget(f"{KEY} two", model, chosen, **hopeless)["job_id"])
     assert failed["status"] == "failed", failed
     return model, done["id"]
 
@@ -138,6 +147,18 @@ def mistakes(client: Client, model: str) -> None:
     asked = client.http.get("/unlearn-requests", params={"subject": SUBJECT})
     assert asked.status_code == 400
     assert client.http.get("/models", headers={"Authorization": SUBJECT}).status_code == 401
+
+
+def unfinished(client: Client) -> str:
+    """Announce a file with a name in its metadata; return the path of the upload."""
+    named = {"Upload-Metadata": f"filename {base64.b64encode(b'canaryuploaded').decode()}"}
+    head = {"Tus-Resumable": "1.0.0", "Upload-Length": "9", "Idempotency-Key": KEY, **named}
+    made = client.http.post("/uploads", headers=head)
+    assert made.status_code == 201, made.text
+    path = str(made.headers["Location"])
+    shown = client.http.head(path, headers={"Tus-Resumable": "1.0.0"})
+    assert shown.headers["Upload-Metadata"] == named["Upload-Metadata"]
+    return path
 
 
 def logged(stack: Stack) -> str:
@@ -183,6 +204,11 @@ def test_no_canary_leaves_its_place(stack: Stack, collector: Collector, tmp_path
     with Client(stack.url, stack.key) as client:  # type: ignore[attr-defined]  # both have one
         recorder = Recorder(client)
         model, job_id = story(client, files)
+        open_upload = unfinished(client)
+        # Until it ends an upload tells its client's own words, as tus wants it.
+        assert [name for name, rows in dump(stack).items() if UPLOAD in rows] == ["uploads"]
+        ended = client.http.delete(open_upload, headers={"Tus-Resumable": "1.0.0"})
+        assert ended.status_code == 204
         metrics = client.http.get("/metrics").text
     in_use = in_redis(stack)
     stack.stop()
@@ -193,14 +219,19 @@ def test_no_canary_leaves_its_place(stack: Stack, collector: Collector, tmp_path
         assert_clean("refusal", refusal, *([RECORD] if is_missing else []))
     assert "lethe_failures_total" in metrics
     assert_clean("metrics", metrics)
-    assert_clean("logs", logged(stack))
-    assert_clean("traces", collector.text)
+    # A call's id is chosen by its caller, to be found again in logs, traces and what it made.
+    assert_clean("logs", logged(stack), CALL)
+    assert_clean("traces", collector.text, CALL)
     assert_clean("redis", in_use)
     assert_clean("blob names", "\n".join(map(str, stack.data_dir.rglob("*"))))
     for table, rows in dump(stack).items():
-        kept = {"records": [RECORD], "idempotency_keys": [TICKET]}
-        mine = ("datasets", "models", "unlearn_requests")
-        assert_clean(table, rows, *kept.get(table, []), *([TICKET] if table in mine else []))
+        kept = {
+            "records": [RECORD],
+            "jobs": [CALL],
+            "unlearn_requests": [TICKET, CALL],
+            **{name: [TICKET] for name in ("idempotency_keys", "datasets", "models")},
+        }
+        assert_clean(table, rows, *kept.get(table, []))
     for file in stack.data_dir.rglob("*"):
         if file.is_file() and not file.name.startswith("lethe.db"):
             assert_clean(str(file), file.read_bytes().decode("latin-1"), RECORD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,6 +45,16 @@ def test_the_same_call_gets_the_same_answer(store: World) -> None:
     stored = remembered(caller)
     assert stored is not None
     assert (stored.status_code, stored.headers, stored.body) == (202, {"L": "/x"}, {"a": 1})
+
+
+def test_a_key_cannot_be_read_back(store: World) -> None:
+    caller = caller_of(store)
+    remember(caller)
+    remember(replace(caller, tenant_id=store.stranger))
+    with reading() as session:
+        kept = session.scalars(select(tables.IdempotencyKey.key)).all()
+    assert len({*kept}) == 2, "an equal key of another tenant looks like another"
+    assert {*kept}.isdisjoint({CALL[2], hashlib.sha256(CALL[2].encode()).hexdigest()})
 
 
 def test_another_body_is_refused(store: World) -> None:
