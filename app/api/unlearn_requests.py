@@ -17,7 +17,7 @@ from ..store.errors import BadRequest, Conflict, NotFound, Unacceptable
 from ..store.keys import Caller
 from ..store.session import reading
 from ..store.status import REQUEST_TERMINAL, RequestStatus
-from . import examples
+from . import examples, limits
 from .deps import ReadSession, requires, writing
 from .idempotency import Answer, RequiredOnce
 from .ids import ModelFilter, RequestId
@@ -65,8 +65,11 @@ def create_unlearn_request(
 
     The request has its job at once; poll that. References to subjects are hashed here and never
     stored, logged or repeated. Records that were never trained on, or are forgotten already, end
-    as `no_influence`. An `Idempotency-Key` is required.
+    as `no_influence`. An `Idempotency-Key` is required. The answer tells whether somebody is in the
+    data, and a request can be cancelled, so subjects have a limit of calls.
     """
+    if isinstance(body.value.forget, ForgetSubject):
+        limits.limiter().count_lookup(caller)
     return once.answer(
         caller, body.fingerprint, lambda session: _receive(session, caller, body.value)
     )

@@ -151,6 +151,22 @@ def test_subjects_cannot_be_asked_after_without_end(
     assert ask(tenant, model_id).status_code == 200, "a class is no person"
 
 
+def test_a_request_for_a_subject_is_a_question_as_well(
+    tenant: Tenant, model_id: str, settings: Settings
+) -> None:
+    """Its answer has counts, and it can be cancelled."""
+    sessions.configure(settings.model_copy(update={"subject_lookups_per_minute": 2}))
+    subjects = [{"type": "subject", "subject_ref": f"person-{number}"} for number in range(3)]
+    assert ask(tenant, model_id, subjects[0]).status_code == 200
+    made = tenant.forget(model_id, subjects[1])
+    assert (made.status_code, made.json()["counts"]["num_records"] > 0) == (202, True)
+    refused = tenant.forget(model_id, subjects[2])
+    assert_problem(refused, 429, "rate_limited")
+    assert refused.headers["ratelimit-policy"] == '"lookup";q=2;w=60'
+    assert tenant.count(tables.Request) == 1
+    assert tenant.forget(model_id).status_code == 202, "record ids name no person"
+
+
 def test_a_subject_is_not_kept(tenant: Tenant, model_id: str) -> None:
     answer = ask(tenant, model_id, {"type": "subject", "subject_ref": "person-1"})
     assert answer.json()["counts"]["num_records"] > 0
