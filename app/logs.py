@@ -38,6 +38,8 @@ FRAMES = 12
 OURS = ("app", "core", "worker", "lethe", "__main__")
 PLAIN = ("uvicorn.error", "celery", "kombu", "alembic")
 """Libraries whose messages are constants, or templates without values of ours."""
+ACCESS = "lethe.access"
+"""Who read what: an audit, which no setting may switch off."""
 TALKATIVE = ("uvicorn.error", "celery")
 """Libraries that say something useful before anything is wrong."""
 
@@ -60,6 +62,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
         else structlog.processors.JSONRenderer()
     )
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    level_of_access = min(level, logging.INFO)
     known: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         _correlate,
@@ -68,8 +71,12 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*known, ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *known,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level_of_access),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
@@ -89,6 +96,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     root.setLevel(max(level, logging.WARNING))
     for name in (*OURS, *TALKATIVE):
         logging.getLogger(name).setLevel(level)
+    logging.getLogger(ACCESS).setLevel(level_of_access)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "celery"):
         library = logging.getLogger(name)
         library.handlers.clear()

@@ -86,7 +86,9 @@ class Settings(BaseSettings):
         120_000, ge=0, description="Calls that all keys of a tenant may make; 0: any number."
     )
     subject_lookups_per_minute: int = Field(
-        600, ge=0, description="Recommendations for a subject that one key may ask for; 0: any."
+        600,
+        ge=0,
+        description="Requests and recommendations for a subject that one key may send; 0: any.",
     )
     max_uploads_in_flight: int = Field(
         32, ge=1, description="Uploads of one tenant that one process takes at once."
@@ -208,7 +210,9 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     spare_runner: bool = Field(True, description="Keep one runner started ahead, without data.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least level that is logged: debug, info, warning or error."
+        "info",
+        description="Least level that is logged: debug, info, warning or error. Who read what is "
+        "logged whatever it is.",
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="json, console, or auto: console where a terminal is attached."

@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def restored() -> Iterator[None]:
     """Leave logging as it was."""
-    names = [None, *logs.OURS, *logs.TALKATIVE, "uvicorn", "uvicorn.access"]
+    names = [None, logs.ACCESS, *logs.OURS, *logs.TALKATIVE, "uvicorn", "uvicorn.access"]
     before = [(logging.getLogger(n), logging.getLogger(n).level) for n in names]
     handlers = logging.getLogger().handlers[:]
     propagates = logging.getLogger("uvicorn.access").propagate
@@ -66,6 +66,24 @@ def test_unknown_fields_are_dropped_and_counted(stream: io.StringIO) -> None:
         "dropped": 2,
     }
     assert logs.num_dropped() == before + 2
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"),
+    [
+        ("debug", ["read", "access_refused", "detail", "info"]),
+        ("info", ["read", "access_refused", "info"]),
+        ("error", ["read", "access_refused"]),
+    ],
+)
+def test_no_level_switches_off_who_read_what(restored: None, level: str, kept: list[str]) -> None:
+    stream = io.StringIO()
+    logs.configure(Settings.model_validate({"log_format": "json", "log_level": level}), stream)
+    structlog.get_logger("lethe.access").info("read")
+    structlog.get_logger("lethe.access").warning("access_refused")
+    structlog.get_logger("lethe.api").debug("detail")
+    structlog.get_logger("lethe.api").info("info")
+    assert [line["event"] for line in lines(stream)] == kept
 
 
 def test_an_exception_is_its_type_and_places(stream: io.StringIO) -> None:

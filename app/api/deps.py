@@ -64,7 +64,7 @@ async def authenticated(
     caller = await run_in_threadpool(identified, http_request, credentials)
     # Here, in the task of the call: what a thread sets is gone with it.
     isolation.act_for(caller.tenant_id)
-    correlation.note(tenant=caller.tenant_id)
+    correlation.note(tenant=caller.tenant_id, key=caller.key_id)
     missing = [scope for scope in scopes.scopes if scope not in caller.scopes]
     if missing:
         raise Forbidden(

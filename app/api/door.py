@@ -19,6 +19,8 @@ MAX_TARGET_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 DOCUMENTATION = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json"})
+READING = frozenset({"/unlearners/recommend"})
+"""Routes of POST that store nothing: they answer a question about the data, like a GET."""
 log = structlog.get_logger("lethe.api")
 access = structlog.get_logger("lethe.access")
 
@@ -111,7 +113,8 @@ def _stamp(headers: MutableHeaders, request_id: str, noted: dict[str, str]) -> N
 
 def _note_reading(scope: Scope, status: int) -> None:
     """Log who read what; paths hold ids, never anything personal."""
-    if scope["lethe.caller"] and scope["method"] in ("GET", "HEAD") and status < 400:
+    is_reading = scope["method"] in ("GET", "HEAD") or scope["path"] in READING
+    if scope["lethe.caller"] and is_reading and status < 400:
         caller = scope["lethe.caller"][0]
         access.info(
             "read",

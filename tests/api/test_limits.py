@@ -14,6 +14,7 @@ from redis import Redis
 from structlog.testing import capture_logs
 
 from app.api import limits
+from app.logs import _correlate as correlated
 from app.settings import Settings
 from app.store import session
 
@@ -214,6 +215,28 @@ def test_who_read_what_is_logged(tenant: Tenant) -> None:
             "request_id": answer.headers["x-request-id"],
         }
     ]
+
+
+def test_who_asked_after_whom_is_logged(tenant: Tenant) -> None:
+    model_id = tenant.ready_model()
+    subject = {"type": "subject", "subject_ref": "person-1"}
+    with capture_logs() as logs:
+        answer = tenant.call(
+            "POST", "/unlearners/recommend", json={"model": model_id, "forget": subject}
+        )
+        tenant.call("POST", "/unlearners/recommend", json={})
+    assert answer.status_code == 200
+    (entry,) = [entry for entry in logs if entry["event"] == "read"]
+    assert (entry["tenant"], entry["method"]) == (tenant.id, "POST")
+    assert entry["path"] == "/unlearners/recommend"
+    assert "person-1" not in str(logs)
+
+
+def test_the_line_of_a_call_names_the_key_by_its_id(tenant: Tenant) -> None:
+    with capture_logs([correlated]) as logs:
+        key_id = tenant.get("/me").json()["key"]["id"]
+    (entry,) = [entry for entry in logs if entry["event"] == "call"]
+    assert (entry["tenant"], entry["key"]) == (tenant.id, key_id)
 
 
 def test_documentation_is_hidden_beyond_this_machine(tenant: Tenant, settings: Settings) -> None:
