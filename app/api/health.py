@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -22,8 +23,11 @@ from .shapes import Shape
 router = APIRouter(tags=["operations"])
 BROKER_TIMEOUT_SECONDS = 0.5
 SKEW_SECONDS = 5.0
+DATABASE_SECONDS = 1.0
 KEPT_SECONDS = 1.0
 """How long an answer is good: nobody needs a key to ask, and every look writes and dials."""
+State = tuple[bool, bool, bool, int, Any]
+AWAY: State = (False, False, False, 0, None)
 
 
 class Alive(Shape):
@@ -36,7 +40,7 @@ class Ready(Shape):
     """Whether the service can take requests, and carry them out."""
 
     status: Literal["ready", "degraded", "unavailable"]
-    database: bool = Field(description="It answers, and takes what is written.")
+    database: bool = Field(description="It answers within a second, and takes what is written.")
     migrations: bool = Field(description="Its tables are those of this version.")
     storage: bool = Field(
         description="Blobs can be written: the folder has room, or the bucket answers."
@@ -54,6 +58,9 @@ _kept: tuple[float, Settings, Ready] | None = None
 """Until when the last answer is good, under which settings, and what it was."""
 _looking = asyncio.Lock()
 """Held by the one who looks. Whoever waits for it keeps no thread from other calls."""
+_asking = ThreadPoolExecutor(1, "lethe-readiness")
+_asked: Future[State] | None = None
+"""The question to the database that was asked last; it may hang for as long as the network does."""
 
 
 @router.get("/healthz", operation_id="get_health", response_model=Alive)
@@ -98,7 +105,7 @@ async def _lately() -> Ready:
 
 
 def _look() -> Ready:
-    database, migrations, clock, live, sandbox = _database()
+    database, migrations, clock, live, sandbox = _in_time()
     storage = _storage()
     broker = broker_answers(session.settings().broker_url)
     status: Literal["ready", "degraded", "unavailable"]
@@ -118,13 +125,24 @@ def _look() -> Ready:
     )
 
 
-def _database() -> tuple[bool, bool, bool, int, Any]:
+def _in_time() -> State:
+    """What the database says within a second; while it hangs, it is not asked again."""
+    global _asked
+    if _asked is None or _asked.done():
+        _asked = _asking.submit(_database)
+    try:
+        return _asked.result(DATABASE_SECONDS)
+    except TimeoutError:
+        # Not hidden: the answer is 503 and says which part is missing.
+        return AWAY
+
+
+def _database() -> State:
     """Whether the database answers, is migrated, has our time; workers alive, and how walled in."""
     try:
-        if not session.writable():
-            return False, False, False, 0, None
         if not session.at_head():
             return True, False, False, 0, None
+        session.try_writing()
         with session.reading() as reader:
             agreed = abs(figures.skew(reader)) < SKEW_SECONDS
             live = workers.live(reader)
@@ -132,7 +150,7 @@ def _database() -> tuple[bool, bool, bool, int, Any]:
             return True, True, agreed, len(live), min(levels, default=None)
     except SQLAlchemyError:
         # Not hidden: the answer is 503 and says which part is missing.
-        return False, False, False, 0, None
+        return AWAY
 
 
 def _storage() -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import TimeoutError
+from sqlalchemy.exc import OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from app.settings import Settings, get_settings
@@ -23,6 +27,8 @@ from . import isolation
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 BUSY_MILLISECONDS = 30_000
+PROBE_MILLISECONDS = 250
+"""How long a look at the database waits for the writers before it, twice at most."""
 POSTGRES_OPTIONS = (
     "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
 )
@@ -39,6 +45,9 @@ _lock = threading.Lock()
 _writers = threading.Lock()
 _settings: Settings | None = None
 _engine: Engine | None = None
+_written_at = time.monotonic()
+"""When SQLite was last seen to take a write; the start of the process to begin with."""
+_PROBE = text("insert into workers (id, kind, slots, seen_at) values (:id, 'probe', 0, 0)")
 
 
 def settings() -> Settings:
@@ -90,15 +99,52 @@ transaction = contextmanager(write_session)
 reading = contextmanager(read_session)
 
 
-def writable() -> bool:
-    """Whether the database takes what is written; raises OperationalError when it is away."""
-    with engine().connect() as connection:
-        if connection.dialect.name == "postgresql":
-            refused = "pg_is_in_recovery() or current_setting('transaction_read_only')::boolean"
-            return not connection.scalar(text(f"select {refused}"))
-        connection.execute(text("select 1"))
-        file = connection.engine.url.database
-        return file in (None, "", ":memory:") or os.access(str(file), os.W_OK)
+def try_writing() -> None:
+    """Write a row that is never committed; raise SQLAlchemyError if the database does not take it.
+
+    PostgreSQL has a second for it. SQLite has one writer, and while others are at work that is
+    proof enough, but not for longer than they may keep it.
+    """
+    if engine().dialect.name == "postgresql":
+        with engine().connect() as connection:
+            connection.execute(text("set local statement_timeout = 1000"))
+            _write_nothing(connection)
+        return
+    global _written_at
+    try:
+        _try_sqlite()
+    except (OperationalError, TimeoutError) as error:
+        is_busy = isinstance(error, TimeoutError) or _code(error) == sqlite3.SQLITE_BUSY
+        if not is_busy or time.monotonic() - _written_at > BUSY_MILLISECONDS / 1000:
+            raise
+    else:
+        _written_at = time.monotonic()
+
+
+def _write_nothing(connection: Connection) -> None:
+    row = {"id": f"probe-{uuid4()}"}  # its own, so that no two wait for each other
+    connection.execute(_PROBE, row)
+    connection.rollback()
+
+
+def _try_sqlite() -> None:
+    turn = _Turn(PROBE_MILLISECONDS)
+    bind = engine().execution_options(lethe_begin="BEGIN IMMEDIATE", lethe_turn=turn)
+    try:
+        with bind.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.execute(f"PRAGMA busy_timeout={PROBE_MILLISECONDS}")
+            try:
+                _write_nothing(connection)
+            finally:
+                driver.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
+    finally:
+        turn.end()
+
+
+def _code(error: OperationalError) -> int:
+    """The primary code of an error of SQLite."""
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
 
 
 def at_head() -> bool:
@@ -106,11 +152,17 @@ def at_head() -> bool:
 
     A release works with the schema of the next one, so that the two can serve side by side.
     """
-    scripts = ScriptDirectory(str(MIGRATIONS))
+    heads, known = _migrations()
     with engine().connect() as connection:
         current = set(MigrationContext.configure(connection).get_current_heads())
-    known = {script.revision for script in scripts.walk_revisions()}
-    return current == set(scripts.get_heads()) or not current <= known
+    return current == heads or not current <= known
+
+
+@cache
+def _migrations() -> tuple[set[str], set[str]]:
+    """The newest migrations of this release, and all of them; read from their files once."""
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    return set(scripts.get_heads()), {script.revision for script in scripts.walk_revisions()}
 
 
 def revision() -> str | None:
@@ -132,12 +184,13 @@ class _Turn:
     SQLite's own waiting is a sleep between tries, in which latecomers overtake for seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, milliseconds: int = BUSY_MILLISECONDS) -> None:
         self._taken = False
+        self._milliseconds = milliseconds
 
     def take(self) -> None:
         """Wait for the turn, no longer than SQLite itself would."""
-        if not _writers.acquire(timeout=BUSY_MILLISECONDS / 1000):
+        if not _writers.acquire(timeout=self._milliseconds / 1000):
             raise TimeoutError("other writers held the database for too long")
         self._taken = True
 

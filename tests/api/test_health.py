@@ -98,6 +98,28 @@ def test_who_waits_for_a_look_keeps_no_thread(
     assert len(looks) == 1
 
 
+def test_a_database_that_hangs_is_asked_once_and_given_a_second(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = [], threading.Event()
+
+    def hang() -> None:
+        asked.append(threading.get_ident())
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(session, "try_writing", hang)
+    monkeypatch.setattr(health, "KEPT_SECONDS", -1.0)
+    monkeypatch.setattr(health, "DATABASE_SECONDS", 0.2)
+    try:
+        found = [ready(http) for _ in range(3)]
+    finally:
+        go_on.set()
+    assert [(status, body["database"]) for status, body in found] == [(503, False)] * 3
+    assert len(asked) == 1
+    health._asking.submit(int).result(10)
+    assert ready(http)[0] == 200
+
+
 def test_unavailable_before_migrations(http: TestClient) -> None:
     tables.Base.metadata.drop_all(session.engine())
     with session.engine().begin() as connection:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, text
-from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy import Connection, event, func, select, text
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, TimeoutError
 
 from app.store import clock, tables
 from app.store import session as sessions
@@ -109,9 +110,68 @@ def test_an_absent_database_is_an_operational_error(tmp_path: Path) -> None:
     sessions.configure(settings_of(tmp_path, "postgresql://postgres@127.0.0.1:1/none"))
     try:
         with pytest.raises(OperationalError):
-            sessions.writable()
+            sessions.try_writing()
     finally:
         sessions.configure(None)
+
+
+def test_a_database_is_tried_by_writing_and_nothing_stays(store: World) -> None:
+    written: list[str] = []
+    event.listen(sessions.engine(), "before_cursor_execute", lambda *a: written.append(a[2]))
+    sessions.try_writing()
+    assert any(statement.startswith("insert into workers") for statement in written)
+    with reading() as session:
+        assert session.scalars(select(tables.Worker)).all() == []
+
+
+def test_a_database_that_only_reads_fails_the_try(store: World) -> None:
+    only = {"postgresql": "set transaction read only", "sqlite": "PRAGMA query_only=1"}
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(only[connection.dialect.name])
+
+    event.listen(sessions.engine(), "begin", begin)
+    with pytest.raises(DBAPIError, match=r"read-?only"):
+        sessions.try_writing()
+
+
+@pytest.mark.postgres
+def test_postgres_that_cannot_write_in_a_second_fails_the_try(
+    migrated_postgres: str, tmp_path: Path
+) -> None:
+    sessions.configure(settings_of(tmp_path, migrated_postgres))
+    try:
+        with sessions.engine().begin() as holder:
+            holder.execute(text("lock table workers in exclusive mode"))
+            began = time.monotonic()
+            with pytest.raises(OperationalError, match="timeout"):
+                sessions.try_writing()
+            assert time.monotonic() - began < 5
+        sessions.try_writing()
+    finally:
+        sessions.configure(None)
+
+
+@pytest.mark.parametrize("where", ["process", "file"])
+def test_a_busy_sqlite_is_not_away_at_once(
+    sqlite_store: World, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While one writes nobody else can; that is no fault until it lasts longer than it may."""
+    with contextlib.ExitStack() as held:
+        if where == "process":
+            held.enter_context(transaction()).execute(text("select 1"))
+        else:
+            other = held.enter_context(sessions.engine().connect())
+            other.exec_driver_sql("rollback")
+            other.exec_driver_sql("BEGIN IMMEDIATE")
+        monkeypatch.setattr(sessions, "_written_at", time.monotonic())
+        sessions.try_writing()
+        monkeypatch.setattr(sessions, "_written_at", time.monotonic() - 31)
+        with pytest.raises((OperationalError, TimeoutError)):
+            sessions.try_writing()
+    sessions.try_writing()
+    with reading() as session:
+        assert session.scalar(text("PRAGMA busy_timeout")) == 30_000
 
 
 def test_the_clock_is_the_databases(store: World) -> None:
