@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -48,6 +49,10 @@ class Connection(BaseModel):
         secrets = [each for each in (self.secret_key, self.secret_key_file) if each is not None]
         if len(secrets) != bool(self.access_key):
             raise ValueError("access_key goes together with secret_key or with secret_key_file")
+        if self.access_key and is_in_the_clear(self.endpoint):
+            raise ValueError(
+                "endpoint must be https://... on another machine: it gets an access key"
+            )
         return self
 
     @property
@@ -97,6 +102,35 @@ def server_of(endpoint: str) -> tuple[str, int | None]:
     if host.endswith(_AWS):
         return _AWS, None  # a bucket has one name in all its regions, and is behind either port
     return host, parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def is_elsewhere(host: str) -> bool:
+    """Whether what is sent to this host leaves the machine.
+
+    A name without a dot does not: it is ``localhost``, or a service of the same container network.
+    """
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return "." in host.rstrip(".")
+
+
+def is_in_the_clear(endpoint: str) -> bool:
+    """Whether this address of a store has bytes and signatures cross a network readable."""
+    parts = urlsplit(endpoint)
+    return parts.scheme == "http" and is_elsewhere(parts.hostname or "")
+
+
+def is_open(broker: str) -> bool:
+    """Whether this Redis of another machine asks nobody for a password."""
+    parts = [urlsplit(each) for each in broker.split(";")]
+    return any(
+        each.scheme.startswith("redis")
+        and not each.scheme.startswith("rediss")
+        and not each.password
+        and is_elsewhere(each.hostname or "")
+        for each in parts
+    )
 
 
 def is_endpoint(text: str) -> bool:

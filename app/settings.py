@@ -12,7 +12,15 @@ from typing import Literal
 from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .connections import BLOBS_URL, Connection, endpoint_of, is_endpoint, server_of
+from .connections import (
+    BLOBS_URL,
+    Connection,
+    endpoint_of,
+    is_endpoint,
+    is_in_the_clear,
+    is_open,
+    server_of,
+)
 
 Need = Literal["cpu", "gpu"]
 
@@ -35,8 +43,8 @@ class Settings(BaseSettings):
     )
     blobs_endpoint: str = Field(
         "",
-        description="Address of an S3-compatible store, https://... or http://...; empty means "
-        "that of AWS.",
+        description="Address of an S3-compatible store, https://..., or http://... on this machine "
+        "or without an access key; empty means that of AWS.",
     )
     blobs_region: str = Field("us-east-1", min_length=1, description="Region of the bucket.")
     blobs_access_key: str = Field(
@@ -55,7 +63,10 @@ class Settings(BaseSettings):
         description="PostgreSQL role that transactions on behalf of a caller take; row-level "
         "security then hides what is not its tenant's. Empty: the filters of the code alone.",
     )
-    broker_url: str = Field("memory://", description="Celery broker: redis://... or memory://.")
+    broker_url: str = Field(
+        "memory://",
+        description="Celery broker: redis://... (with a password on another machine) or memory://.",
+    )
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
     pepper: SecretStr | None = Field(
@@ -74,7 +85,8 @@ class Settings(BaseSettings):
     limits_url: str = Field(
         "memory://",
         pattern="^(memory|rediss?)://",
-        description="Where calls are counted: memory:// or redis://...",
+        description="Where calls are counted: memory:// or redis://... (with a password on another "
+        "machine).",
     )
     failed_keys_per_minute: int = Field(
         300, ge=1, description="Calls without a usable key that one address may make."
@@ -245,6 +257,9 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_LEASE_SECONDS must be over twice LETHE_HEARTBEAT_SECONDS")
         if self.database_tenant_role and not self.database.startswith("postgres"):
             raise ValueError("LETHE_DATABASE_TENANT_ROLE needs a PostgreSQL LETHE_DATABASE_URL")
+        for name, url in (("BROKER", self.broker_url), ("LIMITS", self.limits_url)):
+            if is_open(url):
+                raise ValueError(f"LETHE_{name}_URL needs a password for a Redis elsewhere")
         self._refuse_odd_blobs()
         self._refuse_odd_connections()
         if not self.is_local:
@@ -258,6 +273,8 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_BLOBS_ENDPOINT must be http(s)://host[:port] and no more")
         if bool(self.blobs_access_key) != bool(self.blobs_secret_key):
             raise ValueError("LETHE_BLOBS_ACCESS_KEY and LETHE_BLOBS_SECRET_KEY go together")
+        if self.blobs_access_key and is_in_the_clear(self.blobs_endpoint):
+            raise ValueError("LETHE_BLOBS_ENDPOINT must be https://... on another machine")
         if not self.blobs_url and (self.blobs_endpoint or self.blobs_access_key):
             raise ValueError("LETHE_BLOBS_URL is missing, but what belongs to it is set")
 
@@ -274,6 +291,8 @@ class Settings(BaseSettings):
         """Refuse what would do on this machine alone."""
         if self.pepper is not None and len(set(self.pepper.get_secret_value())) < 8:
             raise ValueError("LETHE_PEPPER is no secret: it has fewer than 8 different characters")
+        if self.failpoint:
+            raise ValueError("LETHE_FAILPOINT is for tests, where LETHE_HOST is local")
         if self.docs:
             raise ValueError("LETHE_DOCS shows the API to whoever reaches LETHE_HOST; unset it")
         if not (self.calls_per_minute_per_key and self.calls_per_minute_per_tenant):

@@ -15,6 +15,12 @@ PRODUCTION = {"database_url": "postgresql://db/lethe", "pepper": PEPPER, **EXPOS
 
 CONNECTION = {"name": "research", "tenants": ["*"]}
 
+BUCKET = {
+    "blobs_url": "s3://lethe",
+    "blobs_access_key": "a",
+    "blobs_secret_key": PEPPER,
+}
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "short-pepper": ({"pepper": "short"}, "LETHE_PEPPER"),
     "no-pepper-beside-a-server": ({"database_url": "postgresql://db/lethe"}, "LETHE_PEPPER"),
@@ -90,6 +96,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             ("by-plain-port", "http://store.example:80", "http://STORE.example."),
         )
     },
+    "exposed-with-a-failpoint": ({**EXPOSED, "failpoint": "a=kill"}, "LETHE_FAILPOINT"),
+    "connection-in-the-clear": (
+        {
+            "connections": [
+                {
+                    **CONNECTION,
+                    "endpoint": "http://store.example",
+                    "access_key": "a",
+                    "secret_key": PEPPER,
+                }
+            ]
+        },
+        "endpoint",
+    ),
+    **{
+        f"blobs-in-the-clear-{number}": ({**BUCKET, "blobs_endpoint": endpoint}, "BLOBS_ENDPOINT")
+        for number, endpoint in enumerate(
+            ("http://store.example:9000", "http://10.0.0.7", "http://[2001:db8::1]:9000")
+        )
+    },
+    **{
+        f"open-{name}-{number}": ({name: url}, f"LETHE_{name.upper()}")
+        for name in ("broker_url", "limits_url")
+        for number, url in enumerate(("redis://10.0.0.7:6379/0", "redis://user@redis.example"))
+    },
     "counts-by-an-asynchronous-client": ({"limits_url": "async+memory://"}, "limits_url"),
 }
 ACCEPTED: dict[str, dict[str, Any]] = {
@@ -125,6 +156,34 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         )
     },
     "counts-in-redis": {"limits_url": "redis://redis:6379/1"},
+    "local-with-a-failpoint": {"failpoint": "a=kill"},
+    **{
+        f"blobs-at-{number}": {**BUCKET, "blobs_endpoint": endpoint}
+        for number, endpoint in enumerate(
+            (
+                "",
+                "https://store.example",
+                "http://127.0.0.1:9000",
+                "http://[::1]:9",
+                "http://s3:7070",
+            )
+        )
+    },
+    "blobs-in-the-clear-without-a-secret": {
+        "blobs_url": "s3://lethe",
+        "blobs_endpoint": "http://store.example",
+    },
+    **{
+        f"broker-at-{number}": {"broker_url": url}
+        for number, url in enumerate(
+            (
+                "redis://:secret@redis.example:6379/0",
+                "rediss://redis.example",
+                "redis://127.0.0.1:6379/0",
+                "redis://localhost",
+            )
+        )
+    },
 }
 
 
