@@ -16,7 +16,6 @@ from app.store.session import at_head, reading, settings, transaction, upgrade
 from app.store.tables import ApiKey, Tenant
 
 DEFAULT_DAYS = 90
-MOST_DAYS = 365
 MOST_OVERLAP_HOURS = 168
 
 
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     create.add_argument("--name", default="command line", type=_name, help="for people")
     create.add_argument(
-        "--expires-days", default=DEFAULT_DAYS, type=_days, help=f"1 to {MOST_DAYS}"
+        "--expires-days", default=DEFAULT_DAYS, type=_days, help=f"1 to {keys.MOST_DAYS}"
     )
     create.set_defaults(run=_create)
     listing = commands.add_parser("list", help="list keys, without their secrets")
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap-hours", default=24, type=_hours, help="how long the old one is still good"
     )
     rotate.add_argument(
-        "--expires-days", default=DEFAULT_DAYS, type=_days, help=f"1 to {MOST_DAYS}"
+        "--expires-days", default=DEFAULT_DAYS, type=_days, help=f"1 to {keys.MOST_DAYS}"
     )
     rotate.set_defaults(run=_rotate)
     revoke = commands.add_parser("revoke", help="make a key useless at once")
@@ -173,8 +172,8 @@ def _hours(text: str) -> int:
 
 
 def _days(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= MOST_DAYS:
-        raise argparse.ArgumentTypeError(f"1 to {MOST_DAYS}")
+    if not text.isdigit() or not 1 <= int(text) <= keys.MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"1 to {keys.MOST_DAYS}")
     return int(text)
 
 

@@ -160,7 +160,9 @@ def _take_over(settings: Settings) -> None:
             path.unlink(missing_ok=True)
             write_private(path, key + "\n")
     if key is not None:
-        sys.stdout.write(f"API key with every scope, shown once and kept in {path}:\n{key}\n")
+        sys.stdout.write(
+            f"API key with every scope, good for a year, shown once and kept in {path}:\n{key}\n"
+        )
         sys.stdout.flush()
 
 

@@ -26,7 +26,7 @@ from .strict_json import Body, json_body
 
 router = APIRouter(tags=["access"])
 Role = Literal["ml_engineer", "privacy_officer", "sre", "auditor", "pipeline", "admin"]
-Days = Annotated[int, Field(ge=1, le=365)]
+Days = Annotated[int, Field(ge=1, le=keys.MOST_DAYS)]
 SCOPE_NAMES = ", ".join(f"`{scope}`" for scope in sorted(keys.SCOPES))
 
 

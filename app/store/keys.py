@@ -30,6 +30,9 @@ USE_SECONDS = 60.0
 
 Network = IPv4Network | IPv6Network
 
+MOST_DAYS = 365
+"""No key that anybody is given is good for longer."""
+
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _PUBLIC, _SECRET, _CHECK = 12, 43, 6
 _LENGTH = len("lth_") + _PUBLIC + 1 + _SECRET + _CHECK
@@ -241,11 +244,12 @@ def refuse_wider(caller: Caller, scopes: Iterable[str], networks: Iterable[str])
 
 
 def bootstrap(session: Session) -> str | None:
-    """Make a key with every scope if there is no key at all, and return its text."""
+    """Make a key with every scope, for a year, if there is no key at all; return its text."""
     if session.scalars(select(ApiKey.id).limit(1)).first() is not None:
         return None
     tenant = ensure_tenant(session, "default")
-    return create(session, tenant.id, "bootstrap", SCOPES, None)[1]
+    end = datetime.now(UTC) + timedelta(days=MOST_DAYS)
+    return create(session, tenant.id, "bootstrap", SCOPES, end)[1]
 
 
 def write_uses(session: Session) -> int:

@@ -137,7 +137,12 @@ def test_there_is_one_bootstrap_key(sqlite_store: World) -> None:
     with transaction() as session:
         text = keys.bootstrap(session)
     assert text is not None
-    assert authenticate(text).scopes == keys.SCOPES
+    caller = authenticate(text)
+    assert caller.scopes == keys.SCOPES
+    with reading() as session:
+        end = keys.find(session, caller.tenant_id, caller.key_id).expires_at
+    assert end is not None
+    assert abs(end - datetime.now(UTC) - timedelta(days=365)) < timedelta(minutes=5)
     with transaction() as session:
         assert keys.bootstrap(session) is None
 
