@@ -79,6 +79,8 @@ class Course:
         self._fingerprint = ""
         self.processes = 1
         """How many take its steps together; once resumed and until told, how many did."""
+        self.first_loss: Tensor | None = None
+        """Loss of the very first step, once that is done."""
 
     def batches(
         self, epochs: int, share: tuple[int, int] = (0, 1)
@@ -137,6 +139,7 @@ class Course:
             torch.cuda.set_rng_state(tensors["rng.device"], self.device)
         self._epoch, self._position = state.numbers["epoch"], state.numbers["position"]
         self.processes = state.numbers.get("processes", 1)
+        self.first_loss = tensors.get("loss.first")
 
     def state(self) -> State:
         """Return all that decides about the rest of the way, as copies."""
@@ -153,6 +156,8 @@ class Course:
         tensors |= {"rng.order": self._order, "rng.global": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng.device"] = torch.cuda.get_rng_state(self.device)
+        if self.first_loss is not None:
+            tensors["loss.first"] = self.first_loss.to("cpu", copy=True)
         numbers = {
             "epoch": self._epoch,
             "position": self._position,

@@ -5,7 +5,7 @@ CoreError
 |-- UnknownName       a registry has no entry of that name
 |-- MissingEvidence   an audit lacks what it needs; becomes an ``inconclusive`` finding
 |-- NothingChanged    an unlearner returned the parent's parameters
-|-- Diverged          a loss, a weight or a score is not finite
+|-- Diverged          a loss, a weight or a score is not finite, or a loss exploded
 |-- Infeasible        a guarded search found no strength that forgets and keeps utility
 `-- OutOfTime         the wall-clock limit of the job is spent
 """
@@ -60,7 +60,7 @@ class NothingChanged(CoreError):
 
 
 class Diverged(CoreError):
-    """A loss, a weight or a score is not finite."""
+    """A loss, a weight or a score is not finite, or a loss exploded."""
 
     code = "diverged"
 

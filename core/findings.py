@@ -84,7 +84,7 @@ class Rung(BaseModel):
     reason: str
     gates: list[Gate] = []
     findings: list[Finding] = []
-    """On the union of the job's forget sets."""
+    """On the union of the job's forget sets; where the rung errored, that there is no model."""
     per_request: dict[str, RequestEvidence] = {}
     """Request id -> gates and findings on that request's own records, with their own power."""
     tried: list[dict[str, object]] = []

@@ -21,7 +21,7 @@ from .checkpoints import Keeper
 from .data import Records
 from .determinism import seed_everything
 from .earlier import look_again
-from .errors import CoreError, Diverged, MissingEvidence, NothingChanged, OutOfTime
+from .errors import CoreError, Diverged, Infeasible, MissingEvidence, NothingChanged, OutOfTime
 from .findings import Finding, RequestEvidence, Rung
 from .forgetting import for_purpose, forgetting
 from .group import is_memory
@@ -107,9 +107,9 @@ def attempt(
 ) -> tuple[Rung, nn.Module | None]:
     """Try one rung; return what was measured, and the model if it may be published.
 
-    An unlearner that raises a CoreError makes the rung ``errored``, with the reason, and so does
-    one that needs too much memory where another rung follows. Where an exact rung follows that can
-    be tried, one that no model could pass is skipped.
+    An unlearner that raises a CoreError makes the rung ``errored``, with the reason and a finding,
+    and so does one that needs too much memory where another rung follows. Where an exact rung
+    follows that can be tried, one that no model could pass is skipped.
     """
     told = {"index": index, "of": of, "method": config.name}
     rung = Rung(
@@ -141,12 +141,30 @@ def attempt(
         else:
             raise
         failed: dict[str, Any] = {"status": "errored", "reason": reason}
+        failed["findings"] = [_no_candidate(case, error, reason)]
         failed |= {"tried": tried, "processes": team.summary()}
         return rung.model_copy(update={**failed, "seconds": time.monotonic() - start}), None
     audited = start - asked + time.monotonic() - middle
     timing = {"seconds": middle - start, "audit_seconds": audited}
     rung = rung.model_copy(update={"tried": tried, "processes": team.summary(), **timing})
     return rung, model if rung.status == "published" else None
+
+
+def _no_candidate(case: Case, error: Exception, reason: str) -> Finding:
+    """Say that there was nothing to audit: failed where it is the unlearner's fault."""
+    at_fault = isinstance(error, (Diverged, Infeasible, NothingChanged))
+    return Finding(
+        audit="sanity",
+        measure="usable_model",
+        scope="parameters",
+        value=0.0 if at_fault else None,
+        unit="1",
+        reference=1.0,
+        reference_name="a usable model",
+        examples=len(case.forget),
+        verdict="failed" if at_fault else "inconclusive",
+        reason=reason,
+    )
 
 
 def gather_evidence(case: Case, model: nn.Module, told: dict[str, Any] | None) -> Evidence:

@@ -28,6 +28,12 @@ __all__ = ["ExtraLoss", "Monitor", "Recipe", "fit"]
 
 _TICK_SECONDS = 0.5
 
+EXPLODED = 100.0
+"""A loss of so many times the first one, or that of a guess where that is more, is no training."""
+
+_PATIENCE = 0.1
+_SMOOTHING = 0.1
+
 
 def fit(
     model: nn.Module,
@@ -82,7 +88,7 @@ def fit(
         Interrupted: if ``keeper`` was asked to end, and has the state.
         torch.OutOfMemoryError: if a sixteenth of a batch is still too much.
         ProcessDied: if a process of the team ended before its time.
-        Diverged: if a loss or a weight is not finite.
+        Diverged: if a loss or a weight is not finite, or the loss exploded.
         ValueError: if ``epochs`` or ``lr`` is not above zero.
         InvalidInput: ``retain_set_too_small`` without records, or with one and batch norm;
             ``recipe_invalid`` if the recipe does not fit network or records.
@@ -97,10 +103,11 @@ def fit(
         model.to(memory_format=torch.channels_last)
         records = _near(records, device)
     optimizer = run.optimizer(model)
-    monitor = Monitor(progress, run.num_steps)
+    monitor = Monitor(progress, run.num_steps, int(records.labels.max()) + 1)
     course = Course(model, optimizer, shuffle, records, recipe, device)
     if keeper is not None:
         monitor.step = course.resume(keeper, run, seed)
+        monitor.first = course.first_loss
     if on_start is not None:
         on_start(monitor.step)
     size = 1 if team is None else decide(team, course, extra_loss)
@@ -125,6 +132,7 @@ def fit(
             if after_step is not None:
                 after_step(monitor.step + 1, run.rate)
             monitor.tick(loss)
+            course.first_loss = monitor.first
             if keeper is not None and keeper.is_due:
                 course.keep(keeper)
     monitor.end()
@@ -134,11 +142,26 @@ def fit(
 
 
 class Monitor:
-    """Looks at the loss about twice a second, so that no step waits for it."""
+    """Looks at the loss about twice a second, so that no step waits for it.
 
-    def __init__(self, progress: Progress, num_steps: int) -> None:
+    It has exploded where its running mean is far above the first loss (``EXPLODED``): at the end,
+    or for a tenth of the steps before; one bad batch is none. A loss that falls without bound, as
+    that of an ascent does, is for the gates to judge.
+
+    Args:
+        progress: told at each look.
+        num_steps: to be done in all.
+        num_classes: the loss of a guess is the logarithm of it.
+    """
+
+    def __init__(self, progress: Progress, num_steps: int, num_classes: int) -> None:
         self.progress, self.num_steps = progress, num_steps
         self.step = 0
+        self.first: Tensor | None = None
+        """Loss of the very first step."""
+        self._guess = math.log(max(2, num_classes))
+        self._calm = 0
+        self._level: Tensor | None = None
         self._last = time.monotonic()
         self._sum: Tensor | None = None
         self._count = 0
@@ -146,25 +169,40 @@ class Monitor:
 
     def tick(self, loss: Tensor) -> None:
         """Count a step with its loss; raise Diverged if the losses since the last look are not
-        finite."""
+        finite, or the loss exploded."""
+        loss = loss.detach().float()
         self.step += 1
         self._count += 1
-        self._sum = loss.detach() if self._sum is None else self._sum + loss.detach()
+        self._sum = loss if self._sum is None else self._sum + loss
+        self.first = loss if self.first is None else self.first
+        # Not a mean since the last look: when that was is a matter of the clock.
+        self._level = loss if self._level is None else self._level.lerp(loss, _SMOOTHING)
         if time.monotonic() - self._last >= _TICK_SECONDS:
-            self._tell()
+            self._tell(patience=_PATIENCE * self.num_steps)
 
     def end(self) -> None:
         """Look at what has not been looked at."""
-        self._tell()
+        self._tell(patience=0)
 
-    def _tell(self) -> None:
+    def _tell(self, *, patience: float) -> None:
         if self._sum is not None:
             self._mean = float(self._sum) / self._count
             self._sum, self._count = None, 0
             if not math.isfinite(self._mean):
                 raise Diverged(f"the loss is not finite at step {self.step} of {self.num_steps}")
+        if self._level is not None and self.first is not None:
+            self._judge(float(self._level), float(self.first), patience)
         self._last = time.monotonic()
         self.progress(self.step / self.num_steps, {"loss": self._mean})
+
+    def _judge(self, level: float, first: float, patience: float) -> None:
+        if level <= EXPLODED * max(first, self._guess):
+            self._calm = self.step
+        elif self.step - self._calm > patience:
+            raise Diverged(
+                f"the loss exploded: it is about {level:.3g} at step {self.step} of "
+                f"{self.num_steps}, after {first:.3g} at the first"
+            )
 
 
 def _check(model: nn.Module, records: Records, recipe: Recipe) -> None:

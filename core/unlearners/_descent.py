@@ -115,7 +115,7 @@ def descend(
         MissingEvidence: if the pace is set by retained records and there are none.
         InvalidInput: ``retain_set_too_small`` or ``recipe_invalid`` if batch norm, where it is to
             follow the batches, would meet single records.
-        Diverged: if a loss is not finite.
+        Diverged: if a loss is not finite, or exploded.
     """
     model, device = problem.model.to(problem.device), problem.device
     problem.keep_masks(model)
@@ -134,7 +134,7 @@ def descend(
     optimizer = _optimizer(problem, plan)
     parent = None if plan.movable is None else _copies(model, plan.movable)
     watch = _Watch(problem, plan, every, total)
-    monitor = Monitor(_scaled(problem, 0.98), total)
+    monitor = Monitor(_scaled(problem, 0.98), total, problem.num_classes)
     streams = _stream(problem, forget, 0), _stream(problem, retain, 1)
     idle = _stream(problem, None, 0)
     model.train()

@@ -13,12 +13,20 @@ import torch
 
 from core import importance, networks, weights
 from core.checkpoints import Keeper
-from core.errors import Diverged, Interrupted, InvalidInput, NothingChanged
+from core.errors import (
+    Diverged,
+    Infeasible,
+    Interrupted,
+    InvalidInput,
+    MissingEvidence,
+    NothingChanged,
+)
 from core.findings import Rung
 from core.ingest import ingest
 from core.ladder import _refusal, unlearn
 from core.prepare import prepare
 from core.registry import Entry
+from core.training import fit
 from core.unlearners import UnlearnerOptions, unlearners
 from core.verdicts import unmeasured
 from tests.core import cases
@@ -208,14 +216,39 @@ def raising(error):
     return unlearn
 
 
-@pytest.mark.parametrize("error", [Diverged("the loss is NaN"), NothingChanged("same")])
-def test_a_rung_that_raises_is_kept_with_its_reason(run, register, error):
+@pytest.mark.parametrize(
+    ("error", "verdict", "value"),
+    [
+        (Diverged("the loss is NaN"), "failed", 0.0),
+        (Infeasible("no strength"), "failed", 0.0),
+        (NothingChanged("same"), "failed", 0.0),
+        (MissingEvidence("no tuning records"), "inconclusive", None),
+        (InvalidInput("recipe_invalid", "batches of one"), "inconclusive", None),
+    ],
+)
+def test_a_rung_that_raises_is_kept_with_its_reason(run, register, error, verdict, value):
     result = run(ladder=[register(raising(error)), RETRAIN])
     assert statuses(result) == [("sabotage", "errored"), ("retrain", "published")]
     first = result["rungs"][0]
     assert first["reason"] == f"{error.code}: {error}"
     assert first["tried"] == [{"strength": 3}]
     assert first["gates"] == []
+    (finding,) = first["findings"]
+    assert (finding["verdict"], finding["value"]) == (verdict, value)
+    assert finding["reason"] == first["reason"]
+
+
+def test_an_exploding_loss_ends_the_rung_with_a_finding_and_not_the_job(run, register):
+    def rush(problem, config):
+        return fit(
+            problem.model, problem.retain, problem.recipe, seed=0, device=CPU, epochs=1, lr=20.0
+        )
+
+    result = run(ladder=[register(rush), RETRAIN])
+    assert statuses(result) == [("sabotage", "errored"), ("retrain", "published")]
+    (finding,) = result["rungs"][0]["findings"]
+    assert finding["verdict"] == "failed"
+    assert finding["reason"].startswith("diverged: the loss exploded")
 
 
 def test_a_bug_in_an_unlearner_is_not_taken_for_a_verdict(run, register):

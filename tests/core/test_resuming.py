@@ -15,8 +15,10 @@ from core import networks, weights
 from core import sisa as sharding
 from core.bank import Bank, train_bank
 from core.checkpoints import Interrupted, Keeper, State
+from core.errors import Diverged
 from core.findings import Processes
 from core.team import Team
+from core.training import fit
 from core.unlearners import unlearners
 from tests.core import cases
 from tests.worlds import CPU, gaussian_world
@@ -257,6 +259,19 @@ def test_touched_members_that_are_done_are_not_trained_again(
     assert weights.equal(found, unlearned({"name": "sisa"}, None))
     assert sharding.broken_seals(found) == []
     assert attempts.ignored == []
+
+
+def test_an_explosion_is_measured_from_the_first_loss_of_all_attempts(attempts: Attempts) -> None:
+    """That of the last attempt is large already."""
+    usual = {"seed": 0, "device": CPU, "epochs": 4, "lr": 5.0}
+
+    def train(keeper: Keeper) -> nn.Module:
+        return fit(FLAT.fresh(0), FLAT.train, FLAT.recipe, **usual, keeper=keeper)
+
+    with pytest.raises(Interrupted):
+        attempts.attempt(train, 8)
+    with pytest.raises(Diverged, match="exploded"):
+        attempts.attempt(train)
 
 
 def test_a_checkpoint_of_another_rung_is_not_used(attempts: Attempts) -> None:

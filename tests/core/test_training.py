@@ -14,7 +14,8 @@ from core import networks, weights
 from core.data import Preprocessing, Records
 from core.errors import Diverged, InvalidInput, OutOfTime
 from core.recipe import SGD, Constant, Cosine, MultiStep, OneCycle, rate_factor
-from core.training import Recipe, fit
+from core.report import no_progress
+from core.training import Monitor, Recipe, fit
 from tests.worlds import accuracy, digits_world, gaussian_world, trained
 
 CPU = torch.device("cpu")
@@ -242,6 +243,47 @@ def test_frozen_parameters_stay() -> None:
 def test_divergence_has_a_name() -> None:
     with pytest.raises(Diverged):
         train(perceptron(), blobs(64), recipe=recipe(epochs=30), lr=1e20)
+
+
+def test_a_loss_that_explodes_is_divergence_though_it_is_finite() -> None:
+    model = perceptron()
+    with pytest.raises(Diverged, match="exploded"):
+        train(model, blobs(64), recipe=recipe(epochs=2), lr=10.0)
+    assert not weights.non_finite(model)
+
+
+def losses(*values: float, of: int = 1000) -> Monitor:
+    monitor = Monitor(no_progress, of, 10)
+    for value in values:
+        monitor.tick(torch.tensor(value))
+    return monitor
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.001, *[100.0] * 300],  # what was learned before is no measure: a guess is
+        [50.0, *[4000.0] * 300],
+        [2.0, 900.0, 2.0, 2.0],
+        [2.0, *[1e6] * 20, *[1.0] * 200],
+        [-1.0, *[-(10.0**n) for n in range(30)]],
+    ],
+)
+def test_a_loss_that_grows_within_reason_is_none(values: list[float]) -> None:
+    losses(*values).end()
+
+
+@pytest.mark.parametrize("first", [0.001, 2.0, -5.0])
+def test_a_loss_is_held_against_the_first_one_and_a_guess(first: float) -> None:
+    with pytest.raises(Diverged, match="about 300 at step 301 of 1000"):
+        losses(first, *[300.0] * 300).end()
+
+
+def test_an_exploded_loss_is_not_waited_for_till_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.training._TICK_SECONDS", 0.0)
+    monitor = losses(2.0, *[1e6] * 100)
+    with pytest.raises(Diverged, match="exploded"):
+        monitor.tick(torch.tensor(1e6))
 
 
 def test_the_clock_can_stop_training() -> None:

@@ -274,6 +274,12 @@ def test_a_loss_that_is_not_finite_ends_it():
         descend(given, broken, PLAN)
 
 
+def test_a_loss_that_explodes_ends_it_though_it_is_finite():
+    given = problem()
+    with pytest.raises(Diverged, match="exploded"):
+        descend(given, on_both(given), replace(PLAN, epochs=5, lr=20.0))
+
+
 def test_the_time_limit_is_looked_at_before_each_step():
     given = problem(deadline=0.0)
     with pytest.raises(OutOfTime):
