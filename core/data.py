@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import images
 from .errors import InvalidInput
+from .registry import misfit
 
 Modality = Literal["image", "features"]
 Augmentation = Literal["crop", "flip"]
@@ -55,17 +56,19 @@ class Preprocessing(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        given = [v is not None for v in (self.height, self.width, self.channels)]
-        if any(given) and not all(given):
-            raise ValueError("height, width and channels go together")
-        if self.resize is not None and not all(given):
-            raise ValueError("resize is for images: give height, width and channels")
+        sides = ("height", "width", "channels")
+        given = [side for side in sides if getattr(self, side) is not None]
+        if 0 < len(given) < len(sides):
+            raise misfit(self, given[0], "height, width and channels go together")
+        if self.resize is not None and not given:
+            raise misfit(self, "resize", "resize is for images: give height, width and channels")
         if len(self.mean) != len(self.std):
-            raise ValueError("mean and std must have the same length")
+            longer = "mean" if len(self.mean) > len(self.std) else "std"
+            raise misfit(self, longer, "mean and std must have the same length")
         if any(value < 1e-8 for value in self.std):
-            raise ValueError("std must be at least 1e-8")
+            raise misfit(self, "std", "std must be at least 1e-8")
         if self.channels is not None and len(self.mean) not in {0, self.channels}:
-            raise ValueError("mean and std need one value per channel, or none")
+            raise misfit(self, "mean", "mean and std need one value per channel, or none")
         return self
 
     @property

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .data import Augmentation
 from .device import Precision
-from .registry import require_name
+from .registry import misfit, require_name
 
 
 class _Part(BaseModel):
@@ -32,7 +32,7 @@ class SGD(_Choice):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above zero")
+            raise misfit(self, "nesterov", "nesterov needs a momentum above zero")
         return self
 
 

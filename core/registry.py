@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter, ValidationError
+from pydantic_core import InitErrorDetails
 
 from .errors import UnknownName
 
@@ -30,6 +31,23 @@ class Config(BaseModel):
     name: str
     source: ClassVar[str]
     """Where the algorithm comes from: authors, venue, identifier."""
+
+
+def misfit(model: BaseModel, field: str, why: str) -> ValidationError:
+    """Return what a validator of a whole model raises to name the field that does not fit the rest.
+
+    Args:
+        model: what was validated.
+        field: one that was given, since readers look for it in what they sent.
+        why: what is wrong with it.
+    """
+    wrong = InitErrorDetails(
+        type="value_error",
+        loc=(field,),
+        input=getattr(model, field),
+        ctx={"error": ValueError(why)},
+    )
+    return ValidationError.from_exception_data(type(model).__name__, [wrong])
 
 
 Run = TypeVar("Run", bound=Callable[..., Any])

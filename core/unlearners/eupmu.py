@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..problem import Problem
+from ..registry import misfit
 from ._descent import Pair, Plan, descend, mask_gradients, rate, uses_sgd
 from ._dual import Dual, RunningNorm
 from ._registry import Need, unlearners
@@ -79,9 +80,11 @@ class EupmuConfig(SurgeryOptions):
     @model_validator(mode="after")
     def _log_fits(self) -> Self:
         if self.scale == "log" and self.forget_loss == "ascent_bounded":
-            raise ValueError(
+            raise misfit(
+                self,
+                "scale",
                 "scale log does not go with forget_loss ascent_bounded, whose gradient does not "
-                "fade with it: divided by a loss near zero it would have no bound"
+                "fade with it: divided by a loss near zero it would have no bound",
             )
         return self
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data import num_batches
 from ..problem import Problem
+from ..registry import misfit
 from ..team import Team
 from ._descent import need_retain
 from ._l1 import l1_norm, penalised, shrink
@@ -60,7 +61,7 @@ class L1SparseConfig(UnlearnerOptions):
     @model_validator(mode="after")
     def _some_epoch_has_a_price(self) -> Self:
         if self.no_l1_epochs >= self.epochs:
-            raise ValueError("no_l1_epochs must be fewer than epochs")
+            raise misfit(self, "no_l1_epochs", "no_l1_epochs must be fewer than epochs")
         return self
 
     def price(self, epoch: int) -> float:

@@ -23,6 +23,7 @@ from ..determinism import fresh_seed
 from ..masks import both, holds
 from ..problem import Problem
 from ..pruners import Pruned, PrunerConfig, PrunerOptions, Pruning, pruners
+from ..registry import misfit
 from ..report import within
 from ._others import AnyBut, default
 from ._registry import Need, UnlearnerOptions, unlearners
@@ -67,9 +68,11 @@ class PruneFirstConfig(UnlearnerOptions):
     @model_validator(mode="after")
     def _mask_fits(self) -> Self:
         if self.then.is_exact and self.prune.keeps_parent:
-            raise ValueError(
+            raise misfit(
+                self,
+                "prune",
                 f"{self.then.name} is exact, but the mask of {self.prune.name} was made with the "
-                "forget set; choose a pruner that makes a new one"
+                "forget set; choose a pruner that makes a new one",
             )
         return self
 

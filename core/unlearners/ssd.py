@@ -33,6 +33,7 @@ from ..errors import Infeasible
 from ..importance import Estimator
 from ..measures import accuracy
 from ..problem import Problem
+from ..registry import misfit
 from ..scores import gather
 from ._batchnorm import settle
 from ._guard import Guard, sample
@@ -101,12 +102,14 @@ class SSDConfig(UnlearnerOptions):
     @model_validator(mode="after")
     def _alpha_fits(self) -> Self:
         if self.alpha is not None and self.estimator != "batch":
-            raise ValueError(
+            raise misfit(
+                self,
+                "alpha",
                 "alpha is for estimator batch: a per-record ratio can't exceed N / n_f, so a "
-                "fixed alpha may select nothing"
+                "fixed alpha may select nothing",
             )
         if (self.alpha is not None) != (self.chosen_selection == "alpha"):
-            raise ValueError("alpha and selection alpha go together")
+            raise misfit(self, "selection", "alpha and selection alpha go together")
         return self
 
     @property

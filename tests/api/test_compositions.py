@@ -43,7 +43,7 @@ def test_defaults_are_filled_in_at_every_depth():
         (composed(prune={**OMP, "sparsity": 2}), "/unlearner/prune/sparsity", "validation_failed"),
         (
             composed(prune={"name": "zeros"}, then={"name": "retrain"}),
-            "/unlearner",
+            "/unlearner/prune",
             "validation_failed",
         ),
     ],

@@ -223,6 +223,10 @@ D9_ROWS = {
         "/recipe/optimizer/lr",
     ),
     "D9-epochs": (files.RECIPE | {"epochs": 10**9}, "/recipe/epochs"),
+    "D9-nesterov": (
+        files.RECIPE | {"optimizer": {"name": "sgd", "lr": 0.1, "nesterov": True, "momentum": 0}},
+        "/recipe/optimizer/nesterov",
+    ),
     "D9-batch": (files.RECIPE | {"batch_size": 0}, "/recipe/batch_size"),
 }
 

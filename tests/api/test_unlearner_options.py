@@ -104,6 +104,29 @@ def test_numbers_are_not_made_of_other_things(tenant: Tenant, value: object) -> 
     assert [error["pointer"] for error in problem["errors"]] == ["/unlearner/epochs"]
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"name": "ssd", "alpha": 10}, "alpha"),
+        ({"name": "ssd", "alpha": 10, "estimator": "mas"}, "alpha"),
+        ({"name": "ssd", "estimator": "batch", "selection": "alpha"}, "selection"),
+        (
+            {"name": "ssd", "alpha": 10, "estimator": "batch", "selection": "guarded"},
+            "selection",
+        ),
+        ({"name": "l1_sparse", "epochs": 3, "no_l1_epochs": 3}, "no_l1_epochs"),
+        ({"name": "eupmu", "scale": "log"}, "scale"),
+        ({"name": "prune_first", "prune": {"name": "zeros"}, "then": {"name": "retrain"}}, "prune"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    tenant: Tenant, options: dict[str, Any], field: str
+) -> None:
+    answer = tenant.forget(NOWHERE, unlearner=options)
+    problem = assert_problem(answer, 422, "validation_failed")
+    assert [error["pointer"] for error in problem["errors"]] == [f"/unlearner/{field}"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_are_accepted_and_filled_in(name: str) -> None:
     made = unlearners.parse({"name": name}, strict=True).model_dump(mode="json")

@@ -85,24 +85,28 @@ def test_preprocessing_must_fit_the_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "field"),
     [
-        {"height": 8},
-        {"height": 8, "width": 8, "channels": 2},
-        {"height": 0, "width": 8, "channels": 1},
-        {"height": 8, "width": 8, "channels": 3, "mean": [0.5], "std": [0.5]},
-        {"mean": [0.5], "std": []},
-        {"mean": [0.5], "std": [0.0]},
-        {"scale": 0},
-        {"scale": float("inf")},
-        {"resize": "bilinear"},
-        {"height": 8, "width": 8, "channels": 3, "resize": "lanczos"},
-        {"crop": 3},
+        ({"width": 8}, "width"),
+        ({"height": 8, "width": 8, "channels": 2}, "channels"),
+        ({"height": 0, "width": 8, "channels": 1}, "height"),
+        ({"height": 8, "width": 8, "channels": 3, "mean": [0.5], "std": [0.5]}, "mean"),
+        ({"mean": [0.5], "std": []}, "mean"),
+        ({"std": [0.5]}, "std"),
+        ({"mean": [0.5], "std": [0.0]}, "std"),
+        ({"scale": 0}, "scale"),
+        ({"scale": float("inf")}, "scale"),
+        ({"resize": "bilinear"}, "resize"),
+        ({"height": 8, "width": 8, "channels": 3, "resize": "lanczos"}, "resize"),
+        ({"crop": 3}, "crop"),
     ],
 )
-def test_preprocessing_out_of_bounds_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+def test_preprocessing_out_of_bounds_is_refused_by_name(
+    options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
         Preprocessing.model_validate(options)
+    assert [error["loc"] for error in refused.value.errors()] == [(field,)]
 
 
 def test_images_are_scaled_then_normalised_and_laid_out_channels_last() -> None:

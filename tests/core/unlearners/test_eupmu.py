@@ -97,5 +97,6 @@ def test_with_adam_the_signal_is_divided_by_the_way_that_was_gone():
     "option", [{"eps": -0.1}, {"lambda0": -1}, {"dual_lr": 0}, {"scale": "log"}]
 )
 def test_what_would_turn_the_constraint_round_or_lose_its_bound_is_refused(option):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as refused:
         EupmuConfig(**option)
+    assert [error["loc"] for error in refused.value.errors()] == [tuple(option)]

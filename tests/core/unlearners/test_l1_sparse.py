@@ -126,5 +126,6 @@ def test_it_forgets_in_the_direction_of_the_oracle_and_keeps_what_stays():
 
 
 def test_some_epoch_must_have_a_price():
-    with pytest.raises(ValidationError, match="fewer than epochs"):
+    with pytest.raises(ValidationError, match="fewer than epochs") as refused:
         L1SparseConfig(epochs=5, no_l1_epochs=5)
+    assert [error["loc"] for error in refused.value.errors()] == [("no_l1_epochs",)]

@@ -19,21 +19,22 @@ from tests.worlds import CPU, accuracy, digits_world, trained
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "field"),
     [
-        {"alpha": 10},
-        {"alpha": 10, "estimator": "mas"},
-        {"alpha": 10, "estimator": "batch", "selection": "guarded"},
-        {"selection": "alpha", "estimator": "batch"},
-        {"alpha": 0, "estimator": "batch"},
-        {"lam": -1},
-        {"max_trials": 9},
-        {"strength": 1},
+        ({"alpha": 10}, "alpha"),
+        ({"alpha": 10, "estimator": "mas"}, "alpha"),
+        ({"alpha": 10, "estimator": "batch", "selection": "guarded"}, "selection"),
+        ({"selection": "alpha", "estimator": "batch"}, "selection"),
+        ({"alpha": 0, "estimator": "batch"}, "alpha"),
+        ({"lam": -1}, "lam"),
+        ({"max_trials": 9}, "max_trials"),
+        ({"strength": 1}, "strength"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(options):
-    with pytest.raises(ValidationError):
+def test_options_that_contradict_each_other_are_refused_by_name(options, field):
+    with pytest.raises(ValidationError) as refused:
         SSDConfig(**options)
+    assert [error["loc"] for error in refused.value.errors()] == [(field,)]
 
 
 def test_alpha_is_for_the_batch_estimator():
