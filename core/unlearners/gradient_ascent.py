@@ -33,7 +33,7 @@ class GradientAscentConfig(DescentOptions):
     """Climb the loss of the forget set until it is at chance."""
 
     name: Literal["gradient_ascent"] = "gradient_ascent"
-    epochs: int = Field(20, ge=1, le=100, description="Passes over the forget set at most.")
+    epochs: int = Field(20, ge=1, le=20, description="Passes over the forget set at most.")
     clip: float = Field(
         1.0, gt=0, le=100, description="Largest norm of a step's gradient, after backward."
     )

@@ -90,7 +90,7 @@ def test_the_plan_clips_holds_batch_norm_and_stops(monkeypatch):
 def test_a_price_shrinks_the_weights_meanwhile():
     def norm(gamma):
         given = cases.problem(WORLD, CLASS, selector="class")
-        config = GradientAscentConfig(gamma=gamma, stop=False, epochs=30, clip=100)
+        config = GradientAscentConfig(gamma=gamma, stop=False, lr=0.075, clip=100)
         model = gradient_ascent(given, config)
         return sum(float(p.detach().abs().sum()) for p in model.parameters() if p.ndim == 2)
 
@@ -101,7 +101,7 @@ def test_the_bound_holds_back_what_ascends_without_end():
     found = {}
     for bounded in (True, False):
         given = cases.problem(WORLD, CLASS, selector="class")
-        config = GradientAscentConfig(bounded=bounded, stop=False, epochs=100, lr=0.1)
+        config = GradientAscentConfig(bounded=bounded, stop=False, lr=0.5)
         model = gradient_ascent(given, config)
         found[bounded] = losses(model, given.forget).mean(), accuracy(model, given.retain)
     bound = math.log(WORLD.num_classes) + 1
