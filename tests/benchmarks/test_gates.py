@@ -1,10 +1,19 @@
-"""The oracles' prediction interval, in closed form."""
+"""The oracles' prediction interval, in closed form, and what the page says of a whole regime."""
 
 import math
 
 import pytest
 
-from benchmarks.gates import Interval, expected, kind, left_out
+from benchmarks import study
+from benchmarks.gate_tables import (
+    Interval,
+    agreement,
+    expected,
+    kind,
+    left_out,
+    parent_rows,
+    reach,
+)
 
 
 def oracles(*values):
@@ -44,3 +53,85 @@ def test_kinds():
 def test_two_points_of_slack():
     assert Interval(0.4, 0.6).holds(0.6199)
     assert not Interval(0.4, 0.6).holds(0.6201)
+
+
+def cell(name, *, auc=0.5, cpu=20.0, seconds=(20.0,), published="fine_tune"):
+    rungs = [{"seconds": value, "forget_accuracy": 0.5, "auc": auc} for value in seconds]
+    return {"set": name, "published": published, "cpu_seconds": cpu, "rungs": rungs}
+
+
+def trained(name):
+    return {name: [figures | {"cpu_seconds": 100.0} for figures in oracles(0.5, 0.5, 0.5)]}
+
+
+def verdicts(rows):
+    return [(row.measured, row.verdict) for row in rows]
+
+
+@pytest.fixture
+def sets(monkeypatch):
+    """Give a regime so many forget sets; return their names."""
+
+    def named(count):
+        names = [f"class{at}" for at in range(count)]
+        monkeypatch.setattr(study, "forget_sets", lambda _: dict.fromkeys(names))
+        return names, {key: value for name in names for key, value in trained(name).items()}
+
+    return named
+
+
+def test_published_values_outside_are_counted_and_one_in_twenty_may_be(sets):
+    names, found = sets(10)
+    off = cell("class0", auc=0.9)
+    rest = [cell(name) for name in names[1:]]
+    published, left = agreement("memorised", [off, *rest], found)
+    assert (published.measured, published.verdict) == ("1 of 20", "met")
+    assert (left.measured, left.verdict) == ("0 of 60", "met")
+    fewer = agreement("memorised", [off, *rest[:3]], found)
+    assert verdicts(fewer)[0] == ("1 of 8", "**missed**")
+    refused = agreement("memorised", [cell("class0", published=None)], {})
+    assert verdicts(refused) == [("none to judge", "-")] * 2
+
+
+def test_oracles_that_disagree_are_told():
+    _, left = agreement("memorised", [], {"class3": oracles(0.5, 0.5, 0.9)})
+    assert (left.measured, left.verdict) == ("2 of 6", "**missed**")
+
+
+def test_a_pass_that_costs_too_much_is_no_reach(sets):
+    names, found = sets(2)
+    soon, late = cell(names[0], cpu=25.0), cell(names[1], cpu=60.0, seconds=(15.0, 15.0))
+    assert verdicts(reach("memorised", [soon, late], found)) == [
+        ("2 of 2", "met"),
+        ("1 of 2; they took 0.25 to 0.60", "met"),
+        ("1 of 2; they took 0.20 to 0.30", "met"),
+    ]
+    slow = [cell(name, cpu=26.0, seconds=(26.0,)) for name in names]
+    assert [row.verdict for row in reach("memorised", slow, found)] == ["met", *["**missed**"] * 2]
+
+
+def test_what_is_not_measured_leaves_the_verdict_open(sets):
+    names, found = sets(4)
+    refused = [cell(name, published=None) for name in names]
+    assert [row.verdict for row in reach("memorised", refused[:2], found)] == ["-"] * 3
+    assert [row.verdict for row in reach("memorised", refused[:3], found)] == ["**missed**"] * 3
+
+
+@pytest.mark.parametrize(
+    ("regime", "train", "test", "verdict"),
+    [
+        ("regularised", 0.65, 0.61, "met"),
+        ("regularised", 0.67, 0.61, "**missed**"),
+        ("memorised", 0.999, 0.6, "met"),
+        ("memorised", 0.99, 0.6, "**missed**"),
+        ("shipped", 1.0, 0.768, "met"),
+        ("shipped", 1.0, 0.7, "**missed**"),
+    ],
+)
+def test_a_parent_has_to_be_what_its_regime_is_for(regime, train, test, verdict):
+    [row] = parent_rows(regime, {"train_accuracy": train, "test_accuracy": test})
+    assert row.verdict == verdict
+
+
+def test_a_parent_that_is_not_described_gets_no_verdict():
+    assert verdicts(parent_rows("regularised", None)) == [("not described yet", "-")]

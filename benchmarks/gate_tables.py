@@ -1,0 +1,264 @@
+"""The page on the gates: every published value beside its oracles, and what the regimes reach.
+
+Read from the cells of ``benchmarks.gates``, the oracles and the described parents alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks import oracles, study
+from benchmarks.hardware import RESULTS
+from benchmarks.tables import Row, write
+
+FOLDER = RESULTS / "gates"
+PARENTS = RESULTS / "parents"
+WIDENED = 0.02
+LEVEL = 0.99
+OUTSIDE = 0.05
+"""Largest share of values outside."""
+REACH = 0.25
+"""Largest share of a retraining that a rung may take."""
+GAP = 0.05
+"""A regularised parent's accuracy falls by less between training and never-seen records."""
+MEASURES = ("forget_accuracy", "auc")
+
+Cell = dict[str, Any]
+Oracles = dict[str, list[dict[str, float]]]
+"""Set -> one summary per oracle."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where one more oracle is expected."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies inside, two points of slack on either side."""
+        return self.low - WIDENED <= value <= self.high + WIDENED
+
+
+def write_page() -> None:
+    """Write the page from the files that are there."""
+    cells = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+    known = {regime: _oracles(regime) for regime in oracles.REGIMES}
+    parents = {path.stem: json.loads(path.read_text()) for path in sorted(PARENTS.glob("*.json"))}
+    rows = [row for cell in cells for row in _of_cell(cell, known[cell["regime"]])]
+    for regime, found in known.items():
+        ours = [cell for cell in cells if cell["regime"] == regime]
+        rows += parent_rows(regime, parents.get(regime))
+        rows += agreement(regime, ours, found)
+        rows += reach(regime, ours, found)
+    published = [cell for cell in cells if cell["published"]]
+    write(
+        "gates",
+        "Gates against oracles",
+        "python -m benchmarks.oracles && python -m benchmarks.gates",
+        [
+            f"CIFAR-10, ResNet-18 with the ImageNet stem; {len(published)} of {len(cells)} forget "
+            "sets published by an approximate rung. Intervals are for one more oracle, 99 %, "
+            "before the slack of two points; with it a value counts as inside. Forget sets were "
+            f"measured on {_machines(cells)}; parents were described on "
+            f"{_machines(parents.values())}, on all records they were trained on and on all 10 000 "
+            "of the test file. The last line on hardware is that of the machine "
+            "which wrote this page.",
+            "Time with audits is CPU seconds of all rungs tried, audits included, over the median "
+            "CPU seconds of retraining without the same set. Time without audits is wall seconds "
+            "of all rungs tried, their audits left out, over the same CPU seconds: the cells keep "
+            "no CPU seconds of a rung alone, and on one thread a rung's wall seconds are no fewer, "
+            "so that this share errs on the high side.",
+        ],
+        rows,
+        {"cells": cells, "parents": parents},
+    )
+
+
+def parent_rows(regime: str, figures: Cell | None) -> Iterator[Row]:
+    """Say how far a parent memorised, and whether that is what its regime is for."""
+    if figures is None:
+        yield Row(f"{regime}: parent", "not described yet")
+        return
+    train, test = figures["train_accuracy"], figures["test_accuracy"]
+    asked, met = {
+        "memorised": ("train 1.00", round(train, 2) == 1),
+        "shipped": ("train 1.00, test 0.77", (round(train, 2), round(test, 2)) == (1, 0.77)),
+        "regularised": (f"gap under {100 * GAP:.0f} points", train - test < GAP),
+    }[regime]
+    yield Row(
+        f"{regime}: accuracy of the parent",
+        f"train {train:.3f}, test {test:.3f}, gap {100 * (train - test):.1f} points",
+        asked,
+        met,
+    )
+
+
+def agreement(regime: str, cells: Sequence[Cell], found: Oracles) -> Iterator[Row]:
+    """Count values outside: of what was published, and of oracles left out in turn."""
+    published = [
+        interval.holds(cell["rungs"][-1][measure])
+        for cell in cells
+        if cell["published"]
+        for measure in MEASURES
+        if (interval := expected(found, cell["set"], measure)) is not None
+    ]
+    held = {
+        "published values outside the oracles' interval": published,
+        "oracles left out in turn, values outside": [ok for _, ok in left_out(found)],
+    }
+    for what, inside in held.items():
+        outside = len(inside) - sum(inside)
+        yield Row(
+            f"{regime}: {what}",
+            f"{outside} of {len(inside)}" if inside else "none to judge",
+            "at most 1 in 20",
+            outside <= OUTSIDE * len(inside) if inside else None,
+        )
+
+
+def reach(regime: str, cells: Sequence[Cell], found: Oracles) -> Iterator[Row]:
+    """Count the sets that pass on an approximate rung, at any cost and at a quarter of retraining.
+
+    There is no verdict while sets that are not measured yet could turn it.
+    """
+    count = len(study.forget_sets(regime))
+
+    def half(some: Sequence[Any]) -> bool | None:
+        could = len(some) + count - len(cells)
+        return True if 2 * len(some) >= count else None if 2 * could >= count else False
+
+    passed = [cell for cell in cells if cell["published"]]
+    unmeasured = f", {count - len(cells)} not measured" if len(cells) < count else ""
+    what = f"{regime}: forget sets that pass on an approximate rung"
+    yield Row(what, f"{len(passed)} of {count}{unmeasured}", "at least half", half(passed))
+    parts = {
+        "audits included": [with_audits(cell, found) for cell in passed],
+        "without audits": [without_audits(cell, found) for cell in passed],
+    }
+    for part, shares in parts.items():
+        known = [share for share in shares if share is not None]
+        soon = [share for share in known if share <= REACH]
+        took = f"; they took {min(known):.2f} to {max(known):.2f}" if known else ""
+        yield Row(
+            f"{what} within {100 * REACH:.0f} % of a retraining, {part}",
+            f"{len(soon)} of {count}{unmeasured}{took}",
+            "at least half",
+            half(soon),
+        )
+
+
+def with_audits(cell: Cell, found: Oracles) -> float | None:
+    """CPU seconds of all rungs with their audits over the median of retraining."""
+    retraining = _retraining(cell, found)
+    return None if retraining is None else float(cell["cpu_seconds"]) / retraining
+
+
+def without_audits(cell: Cell, found: Oracles) -> float | None:
+    """Wall seconds of all rungs without their audits over the median CPU seconds of retraining."""
+    retraining = _retraining(cell, found)
+    if retraining is None:
+        return None
+    return float(sum(rung["seconds"] for rung in cell["rungs"])) / retraining
+
+
+def _retraining(cell: Cell, found: Oracles) -> float | None:
+    trained = found.get(cell["set"], [])
+    return statistics.median(each["cpu_seconds"] for each in trained) if trained else None
+
+
+def _machines(measured: Any) -> str:
+    return "; or ".join(sorted({each["hardware"] for each in measured})) or "none yet"
+
+
+def _of_cell(cell: Cell, found: Oracles) -> Iterator[Row]:
+    name = f"{cell['regime']} {cell['set']}"
+    last = cell["rungs"][-1] if cell["rungs"] else {}
+    share = with_audits(cell, found)
+    cost = "" if share is None else f"; {share:.2f} of a retraining"
+    if cell["published"] is None:
+        tried = "; ".join(dict.fromkeys(map(_refused, cell["rungs"])))
+        yield Row(f"{name}: retrained", f"{tried or 'too few records to judge'}{cost}")
+        return
+    for measure in MEASURES:
+        interval = expected(found, cell["set"], measure)
+        if interval is None:
+            yield Row(f"{name}: {cell['published']}, {measure}", f"{last[measure]:.3f}, no oracle")
+            continue
+        yield Row(
+            f"{name}: {cell['published']}, {measure}",
+            f"{last[measure]:.3f}{cost}",
+            f"{interval.low:.3f} to {interval.high:.3f}",
+            interval.holds(last[measure]),
+        )
+
+
+def _refused(rung: dict[str, Any]) -> str:
+    if rung["status"] == "skipped":
+        return f"skipped: {rung['reason'].partition('; ')[2]}"
+    return f"{rung['unlearner']['name']}: {rung['reason']}"
+
+
+def _oracles(regime: str) -> Oracles:
+    """Set -> one summary per oracle."""
+    found: Oracles = {}
+    for path in sorted(oracles.FOLDER.glob(f"{regime}-*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            figures = oracles.summary(arrays) | {"cpu_seconds": float(arrays["cpu_seconds"])}
+        name = re.sub(r"-s\d+$", "", path.stem).removeprefix(f"{regime}-")
+        found.setdefault(name, []).append(figures)
+    return found
+
+
+def kind(name: str) -> str:
+    """Forget sets of like size share a kind."""
+    return re.sub(r"(?<=class)\d+$|-\d+$", "", name)
+
+
+def expected(found: Oracles, name: str, measure: str, skip: int | None = None) -> Interval | None:
+    """Prediction interval for one more oracle of a set; None with fewer than two to go by.
+
+    Args:
+        found: set -> summaries of its oracles.
+        name: the set.
+        measure: which figure.
+        skip: leave this oracle of the set out.
+    """
+    alike = {
+        other: [
+            oracle[measure]
+            for index, oracle in enumerate(figures)
+            if other != name or index != skip
+        ]
+        for other, figures in found.items()
+        if kind(other) == kind(name)
+    }
+    own = alike.get(name, [])
+    freedom = sum(len(values) - 1 for values in alike.values() if values)
+    if not own or freedom < 1:
+        return None
+    squares = sum(
+        (value - statistics.fmean(values)) ** 2 for values in alike.values() for value in values
+    )
+    spread = math.sqrt(squares / freedom) * math.sqrt(1 + 1 / len(own))
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * spread
+    return Interval(statistics.fmean(own) - reach, statistics.fmean(own) + reach)
+
+
+def left_out(found: Oracles) -> Iterator[tuple[str, bool]]:
+    """Hold every oracle against the others of its set."""
+    for name, figures in found.items():
+        for index, oracle in enumerate(figures):
+            for measure in MEASURES:
+                interval = expected(found, name, measure, skip=index)
+                if interval is not None:
+                    yield name, interval.holds(oracle[measure])
