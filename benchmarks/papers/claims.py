@@ -1,6 +1,7 @@
 """What the papers claim, each as a rule over the cells of one seed, and the verdict over all.
 
-A claim is reproduced where its rule holds for every seed that is measured in full. Gaps are to the
+A claim is reproduced where its rule holds for every seed, and refuted by one; until every seed is
+measured in full it holds so far. Gaps are to the
 mean oracle, in percent points, on average over UA, RA, TA and MIA-efficacy.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks.papers.cells import BEFORE, RETRAIN, Cells
 
@@ -21,7 +22,6 @@ Key = tuple[str, str]
 """Scenario and method."""
 Found = Mapping[Key, Mapping[str, Any]]
 """The cells of one seed; of a retrained model, the mean over seeds."""
-Verdict = Literal["reproduced", "not reproduced", "not measured yet"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Result:
     """A claim, judged."""
 
     says: str
-    verdict: Verdict
+    verdict: str
+    """``reproduced``, ``not reproduced``, ``not measured yet``, ``holds so far (1 of 3 seeds)``."""
     line: str
 
 
@@ -59,7 +60,7 @@ def gap(found: Found, scenario: str, method: str) -> float:
 
 
 def judged(claim: Claim, cells: Cells, seeds: Iterable[int]) -> Result:
-    """Judge by every seed that has all the cells which the claim needs."""
+    """Judge by every one of these seeds that has all the cells which the claim needs."""
     seeds = tuple(seeds)
     full = [seed for seed in seeds if all((*key, seed) in cells for key in claim.needs)]
     missing = sum((*key, seed) not in cells for key in claim.needs for seed in seeds)
@@ -75,9 +76,12 @@ def judged(claim: Claim, cells: Cells, seeds: Iterable[int]) -> Result:
         for name in readings[0].figures
     ]
     rest = f"; {missing} cells are missing" if missing else ""
+    verdict = "reproduced" if held == len(full) else "not reproduced"
+    if held == len(full) < len(seeds):
+        verdict = f"holds so far ({held} of {len(seeds)} seeds)"
     return Result(
         claim.says,
-        "reproduced" if held == len(full) else "not reproduced",
+        verdict,
         f"holds for {held} of {len(full)} seeds: {', '.join(figures)}{rest}",
     )
 
@@ -280,7 +284,9 @@ CLAIMS = (
     Claim(
         "sparsity",
         "l1-sparse lifts fine-tuning's forgetting of a class, in the paper by 77 points (rule: UA "
-        f"rises by {LIFT:g} points and more, TA falls by at most {MOST_LOST:g})",
+        f"rises by {LIFT:g} points and more, TA falls by at most {MOST_LOST:g}; the price of "
+        "l1-sparse was chosen among four by forgetting and never-seen accuracy on this very class "
+        "with seed 1, so that seed 1 is no test of it)",
         _needs(("class",), RETRAIN, "FT", "l1-sparse"),
         _lift,
     ),

@@ -41,9 +41,12 @@ def page(cells: Cells, found: Sequence[Result], drawn: Mapping[str, str], todo: 
         "forget set, so there it is no model that never saw it. Seed of "
         f"parent, order and method alike. {meaning.strip()} Gaps are to the mean oracle, on "
         "average over UA, RA, TA and MIA, in percent points. Mean and standard deviation over "
-        f"seeds. Backdoor and transfer train for {SHORT} epochs. Options of the methods are in "
-        "`benchmarks/papers/cells.py`; the price of l1-sparse is the best of four tried on the "
-        "class of seed 1; where a method failed, the figures are the parent's. "
+        f"seeds. Backdoor and transfer train for {SHORT} epochs. Poison is forgotten for the "
+        "purpose of poison removal, which changes when a method stops; none of those measured on "
+        "it stops early, so that the figures are the same for any purpose. Options of the methods "
+        "are in `benchmarks/papers/cells.py`; the price of l1-sparse is the best of four tried on "
+        "the class of seed 1, by forgetting and never-seen accuracy; where a method failed, the "
+        "figures are the parent's. "
         f"Hardware: {'; or '.join(hardware(cells.values())) or '-'}.",
         "",
         f"Missing cells: {len(todo)}{' (`--list` names them)' if todo else ''}.",

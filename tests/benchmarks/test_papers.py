@@ -16,7 +16,9 @@ from benchmarks.papers.pictures import draw
 from benchmarks.papers.plan import EXTRAS, PAPERS, SEEDS, jobs, shown
 from benchmarks.papers.scenarios import SCENARIOS
 from benchmarks.papers.transfers import harmful
+from core.data import Records
 from core.ladder import parse
+from core.recipe import Recipe
 from core.transfer import Influence
 
 GOLD = {"UA": 1.0, "RA": 1.0, "TA": 0.7, "MIA": 1.0, "AUC": 0.5}
@@ -49,6 +51,16 @@ def verdict(start, scenario, changed, seeds=(1,)):
     return judged(claim, everything() | cells, seeds).verdict == "reproduced"
 
 
+def problem(scenario):
+    numbers = torch.arange(8)
+    records = Records(images=torch.zeros(8, 2), labels=numbers % 2, rows=numbers)
+    recipe = Recipe.model_validate(
+        {"epochs": 1, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.1}}
+    )
+    world = study.World("tiny", records, records, records, recipe)
+    return measured._problem(SCENARIOS[scenario], world, numbers < 4, torch.nn.Linear(2, 2), 1)
+
+
 def test_a_gap_is_the_mean_of_four_distances_in_points():
     found = {("class", RETRAIN): GOLD, ("class", "FT"): cell(UA=0.2, TA=0.8, MIA=0.9)}
     assert gap(found, "class", "FT") == pytest.approx((80 + 0 + 10 + 10) / 4)
@@ -66,7 +78,22 @@ def test_a_claim_has_to_hold_for_every_measured_seed():
     partly = judged(claim, cells, SEEDS)
     assert partly.verdict == "not reproduced"
     assert partly.line == "holds for 1 of 2 seeds: UA 0.2 +- 0.4; 1 cells are missing"
-    assert judged(claim, cells, (1, 3)).verdict == "reproduced"
+    assert judged(claim, cells, (1, 3)).verdict == "holds so far (1 of 2 seeds)"
+    assert judged(claim, cells, (1,)).verdict == "reproduced"
+
+
+def test_poison_is_forgotten_for_its_purpose():
+    assert problem("backdoor").purpose == "poison_removal"
+    assert problem("random").purpose == "erasure"
+
+
+def test_no_method_measured_on_poison_stops_early():
+    """So that no figure depends on the purpose."""
+    poisoned = {name for name, scenario in SCENARIOS.items() if scenario.poisoned}
+    of_poison = {(job.scenario, job.method) for job in jobs() if job.scenario in poisoned}
+    for key in of_poison - {(s, m) for s in poisoned for m in (BEFORE, RETRAIN)}:
+        options = parse(METHODS[key[1]] | SPECIAL.get(key, {}))
+        assert options.name in ("fine_tune", "l1_sparse") or options.stop is False
 
 
 def test_gaps_are_to_the_mean_oracle():
