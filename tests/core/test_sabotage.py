@@ -14,8 +14,10 @@ import torch
 from core import batchnorm, gates, weights
 from core.audit_gates import audits_for
 from core.audits import run_chosen
+from core.determinism import seed_everything
 from core.policies import may_publish
 from core.training import fit
+from core.unlearners import unlearners
 from tests.core import cases
 from tests.worlds import CPU, accuracy, trained
 
@@ -229,3 +231,60 @@ def test_forgetting_too_much_is_refused():
     judged = judged_for_records(world, model, 1000)
     assert_refused(judged, "membership_auc", "forget_accuracy")
     assert next(gate for gate in judged if gate.name == "membership_auc").value < 0.45
+
+
+def dampened(world, mask, **changes):
+    """Dampening as its paper's code does it: importance per batch, and a fixed alpha."""
+    config = unlearners.parse({"name": "ssd", "estimator": "batch", "alpha": 10.0})
+    seed_everything(7)
+    problem = cases.problem(world, mask, batch_size=128, **changes)
+    return unlearners["ssd"].run(problem, config).eval()
+
+
+def test_dampening_with_a_fixed_alpha_forgets_a_class_and_is_refused_for_its_utility():
+    world = batch_norm_world()
+    model = dampened(world, class_mask(world), selector="class")
+    assert accuracy(model, world.train.take(class_mask(world))) < 0.1
+    judged = judged_for_class(world, model)
+    assert "class_accuracy" in names(judged, "passed")
+    assert_refused(judged, "utility", "worst_class")
+    assert next(gate for gate in judged if gate.name == "utility").value > 0.05
+
+
+def test_dampening_with_a_fixed_alpha_leaves_500_random_records_and_is_refused():
+    world = batch_norm_world()
+    forget = cases.first(world, 500)
+    model = dampened(world, forget)
+    assert accuracy(model, world.train.take(forget)) == 1.0
+    assert_refused(judged_for_records(world, model, 500), "membership_auc", "forget_accuracy")
+
+
+def shaped(labels, right, high):
+    """Logits by record: that share right by a margin up to ``high``, the others as much wrong."""
+    count = len(labels)
+    draw = torch.Generator().manual_seed(5)
+    signs = torch.where(torch.arange(count) < round(right * count), 1.0, -1.0)
+    margins = high * signs * torch.rand(count, generator=draw).clamp_min(0.01)
+    logits = torch.full((count, 10), -50.0)
+    logits[torch.arange(count), (labels + 1) % 10] = 0.0
+    logits[torch.arange(count), labels] = margins[torch.randperm(count, generator=draw)]
+    return logits
+
+
+def test_an_attack_that_learns_nothing_does_not_excuse_what_is_still_known():
+    """Most forget records are right by a little: as known as never-seen ones to the attack."""
+    world = records_world()
+    given = cases.evidence(world, noisy(trained(world), 0.001), cases.first(world, 5000))
+    never_seen = shaped(given.holdout.labels, 0.77, 4.0)
+    retained = {"retain": given.scores["before"]["retain"], "holdout": never_seen}
+    scores = {
+        "before": {"forget": shaped(given.forget.labels, 1.0, 8.0), **retained},
+        "after": {"forget": shaped(given.forget.labels, 0.95, 2.8), **retained},
+    }
+    judged = gates.judge_all(dataclasses.replace(given, scores=scores), exact=False)
+    found = {gate.name: gate for gate in judged}
+    assert found["membership_auc"].value == pytest.approx(0.5, abs=0.02)
+    assert found["forget_accuracy"].value == pytest.approx(0.18, abs=0.01)
+    assert {"utility", "membership_auc"} <= names(judged, "passed")
+    assert names(judged, "failed") == {"forget_accuracy"}
+    assert_refused(judged, "forget_accuracy")
