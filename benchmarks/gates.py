@@ -78,30 +78,8 @@ def run(data: Path, regime: str, name: str) -> dict[str, Any]:
     world = study.world(data, regime)
     spec = study.forget_sets(regime)[name]
     chosen = study.mask(world.train, spec)
-    forget = world.train.take(chosen)
-    is_class = "label" in spec
     parent = study.parent(data, regime, CACHE)
-    case = Case(
-        parent=parent,
-        fresh=world.fresh,
-        forget=forget,
-        retain=world.train.take(~chosen),
-        tuning=world.tuning,
-        judging=world.judging,
-        recipe=world.recipe,
-        importance=_importance(data, regime, parent),
-        requests={"request": forget.rows.tolist()},
-        selector="class" if is_class else "records",
-        forget_classes=frozenset({spec["label"]} if is_class else ()),
-        num_classes=10,
-        policy="standard",
-        seed=0,
-        batch_size=256,
-        bn_policy="recalibrate",
-        device=choose(),
-        deadline=math.inf,
-        report=no_report,
-    )
+    case = case_of(world, parent, chosen, spec, importance=_importance(data, regime, parent))
     configs = [parse(raw) for raw in ladder(_situation(case))]
     start, cpu = time.monotonic(), time.process_time()
     rungs, published = [], None
@@ -113,12 +91,54 @@ def run(data: Path, regime: str, name: str) -> dict[str, Any]:
     return {
         "regime": regime,
         "set": name,
-        "records": len(forget),
+        "records": len(case.forget),
         "published": None if published is None else rungs[-1].unlearner["name"],
         "seconds": time.monotonic() - start,
         "cpu_seconds": time.process_time() - cpu,
-        "rungs": [_short(rung) for rung in rungs],
+        "rungs": [short(rung) for rung in rungs],
     }
+
+
+def case_of(
+    world: study.World,
+    parent: nn.Module,
+    chosen: torch.Tensor,
+    spec: dict[str, Any],
+    **changes: Any,
+) -> Case:
+    """Return what a job of the ``standard`` policy hands to its rungs.
+
+    Args:
+        world: of the regime.
+        parent: to forget from.
+        chosen: bool[N], which training records are forgotten.
+        spec: what they are, as in ``study.forget_sets``.
+        changes: of the case.
+    """
+    forget = world.train.take(chosen)
+    is_class = "label" in spec
+    given: dict[str, Any] = {
+        "parent": parent,
+        "fresh": world.fresh,
+        "forget": forget,
+        "retain": world.train.take(~chosen),
+        "tuning": world.tuning,
+        "judging": world.judging,
+        "recipe": world.recipe,
+        "importance": None,
+        "requests": {"request": forget.rows.tolist()},
+        "selector": "class" if is_class else "records",
+        "forget_classes": frozenset({spec["label"]} if is_class else ()),
+        "num_classes": 10,
+        "policy": "standard",
+        "seed": 0,
+        "batch_size": 256,
+        "bn_policy": "recalibrate",
+        "device": choose(),
+        "deadline": math.inf,
+        "report": no_report,
+    }
+    return Case(**given | changes)
 
 
 def _importance(data: Path, regime: str, parent: nn.Module) -> importance.Importance:
@@ -157,7 +177,8 @@ def _situation(case: Case) -> Situation:
     )
 
 
-def _short(rung: Rung) -> dict[str, Any]:
+def short(rung: Rung) -> dict[str, Any]:
+    """Return what a cell keeps of a rung."""
     found = {
         (finding.measure, finding.scope): finding.value
         for finding in rung.findings
