@@ -68,11 +68,8 @@ fuzz: $(VENV)/.dev  ## make up 50 000 calls from the OpenAPI document; ARGS="--c
 gpu: $(VENV)/.dev  ## compare CPU with GPU; needs a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-bench: $(VENV)/.dev  ## run every benchmark; ARGS="--data FOLDER" says where the data is
-	@for script in $$(grep -l '^if __name__' benchmarks/*.py); do \
-	  name=$$(basename $$script .py); echo "== $$name"; \
-	  $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; \
-	done
+bench: $(VENV)/.dev  ## run every benchmark, hours; ARGS="--short --data FOLDER" for those of minutes
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 audit: $(VENV)/.dev  ## look for known vulnerabilities in what is locked; needs the network
 	@for lock in run dev; do \
