@@ -19,7 +19,7 @@ from app.store.blobs import BlobMissing, StorageAway
 from app.store.failpoints import failpoint
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
-from worker import parcels, sandbox, steps, traces
+from worker import capacity, parcels, sandbox, steps, traces
 from worker.lease import GRACE_SECONDS, CancelRequested, Heartbeat
 from worker.limits import Limits, OverLimit, Watch, of
 from worker.protocol import (
@@ -112,13 +112,17 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
         return _wait_for_storage(claim, error)
     if event.code == "storage_full" and _is_full(runner.out):
         return _wait_for_room(claim)
+    if event.code == "device_unavailable" and capacity.is_gone():
+        _log.error("accelerator_gone", device=settings().device)
+        here.is_broken = True
+        return partial(jobs.release, claim=claim)
     _log.warning("job_refused", code=event.code, stack=scrubbed(runner.stderr))
     code = event.code
     if claim.job.kind == "convert" and code == "out_of_memory":
         code = "conversion_out_of_memory"
-    refused = partial(
-        jobs.fail, claim=claim, code=code, detail=event.detail, retryable=event.retryable
-    )
+    # An accelerator that answers us may answer the next runner, too.
+    retryable = event.retryable or code == "device_unavailable"
+    refused = partial(jobs.fail, claim=claim, code=code, detail=event.detail, retryable=retryable)
     return _noted(claim, runner, refused)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import structlog
+from celery.worker import state
 
 from app import bell
 from app.logs import scrubbed
@@ -34,7 +35,7 @@ def run_job(job_id: str) -> None:
     nothing.
     """
     here = station()
-    if here.closing.is_set():
+    if here.closing.is_set() or here.is_broken:
         return
     failpoint("worker.after_receive")
     with transaction() as session:
@@ -47,6 +48,9 @@ def run_job(job_id: str) -> None:
     do(claim, here)
     failpoint("worker.after_cleanup")
     bell.nudge()
+    if here.is_broken:
+        # Celery ends the process with this status, and its supervisor starts another.
+        state.should_stop = 1
 
 
 def do(claim: Claim, here: Station) -> None:
@@ -77,7 +81,7 @@ def _run(claim: Claim, here: Station) -> None:
         )
     finally:
         runner.close()
-        if not here.closing.is_set():
+        if not (here.closing.is_set() or here.is_broken):
             here.bench.refill()
 
 

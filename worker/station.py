@@ -28,12 +28,12 @@ class Station:
     def __init__(self, module: str = "worker.runner") -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.home = Home(blobs())
-        self.sandbox = self._measured()
-        """Level of the walls around its runners, tried now."""
-        self.memory = capacity.memory()
-        """Bytes in which its runners compute."""
+        self.sandbox, self.memory = self._measured()
+        """Level of the walls around its runners, tried now, and bytes in which they compute."""
         self.closing = threading.Event()
         """Set when the process is asked to end: the job at work is given back."""
+        self.is_broken = False
+        """Whether its accelerator is gone: it takes no job any more, and its process is to end."""
         self.bench = Bench(self._spawn, ahead=settings().spare_runner)
         self._module = module
 
@@ -43,9 +43,11 @@ class Station:
         self.bench.clear()
         self.home.close()
 
-    def _measured(self) -> sandbox.Level:
+    def _measured(self) -> tuple[sandbox.Level, int | None]:
         try:
-            return sandbox.require(self.home.path, settings().sandbox_minimum, together=_together())
+            minimum = settings().sandbox_minimum
+            level = sandbox.require(self.home.path, minimum, together=_together())
+            return level, capacity.memory()
         except SystemExit:
             self.home.close()
             raise

@@ -207,8 +207,9 @@ def retry_job(
 ) -> Response:
     """Try a failed job again: a new job, which `retry_of` links to the failed one.
 
-    It takes over the requests that need attention. What failed while an upload was read or checked
-    is not tried again: upload it anew.
+    It takes over the requests that need attention. An upload that was found unusable is not tried
+    again: send it anew. One whose reading or checking failed for want of memory, time, a worker or
+    an accelerator is kept, and read or checked again.
     """
 
     def act(session: Session) -> Answer:
@@ -308,8 +309,7 @@ def _links(row: tables.Job, served: list[str], version: tables.Version | None) -
     links = {"self": f"/jobs/{row.id}"}
     if row.status not in JOB_TERMINAL:
         links["cancel"] = f"/jobs/{row.id}/cancel"
-    was_rejected = row.error is not None and row.error["code"] == "upload_rejected"
-    if row.status == "failed" and row.kind in ("unlearn", *EVIDENCE_KINDS) and not was_rejected:
+    if row.status == "failed" and jobs.may_retry(row):
         links["retry"] = f"/jobs/{row.id}/retry"
     if served:
         links["request"] = f"/unlearn-requests/{served[0]}"

@@ -48,5 +48,10 @@ Metadata = Annotated[
 ]
 Links = Annotated[dict[str, str], Field(description="Paths of related things; `self` is its own.")]
 Rejection = Annotated[
-    dict[str, str] | None, Field(description="`code` and `detail` of why it was rejected.")
+    dict[str, str] | None,
+    Field(
+        description="`code` and `detail` of why it was rejected. While it is `validating`: of why "
+        "the job that reads or checks it failed, for no fault of the upload; "
+        "`POST /jobs/{job_id}/retry` tries that again."
+    ),
 ]

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from . import clock
 from .erasing import release_samples
-from .status import EVIDENCE_KINDS, JOB_TERMINAL
+from .status import BLAMELESS, EVIDENCE_KINDS, JOB_TERMINAL
 from .tables import Dataset, Document, Job, Model, Request, Version
 from .trash import throw
 
@@ -247,8 +247,13 @@ def _bear_consequences(session: Session, job: Job, status: str, cause: Document)
 
 
 def _reject_dataset(session: Session, job: Job, cause: Document) -> None:
+    """Reject an upload that could not be read; one that is not to blame waits for a retry."""
     dataset = _lock(session, Dataset, job.tenant_id, job.dataset_id)
     if dataset.status != "validating":
+        return
+    if cause["code"] in BLAMELESS:
+        dataset.rejection = cause
+        session.flush()
         return
     throw(session, dataset.blob)
     dataset.status, dataset.rejection, dataset.blob = "rejected", cause, None
@@ -257,9 +262,16 @@ def _reject_dataset(session: Session, job: Job, cause: Document) -> None:
 
 
 def _reject_version(session: Session, job: Job, cause: Document) -> None:
-    """Reject an upload that could not be prepared; a published version stays as it is."""
+    """Reject an upload that could not be prepared; one that is not to blame waits for a retry.
+
+    A published version stays as it is.
+    """
     version = _lock(session, Version, job.tenant_id, job.version_id)
     if version.status != "validating":
+        return
+    if cause["code"] in BLAMELESS:
+        version.rejection = cause
+        session.flush()
         return
     throw(session, version.blob, version.importance_blob)
     version.status, version.rejection = "rejected", cause

@@ -23,6 +23,7 @@ from core.methods import METHODS
 from . import clock, workers
 from .jobs.queueing import is_due
 from .status import (
+    BLAMELESS,
     REQUEST_TERMINAL,
     DatasetStatus,
     JobKind,
@@ -35,10 +36,10 @@ from .tables import Dataset, Job, Model, Request, Rung, Trash, Version
 Labels = tuple[str, ...]
 Values = Mapping[Labels, float]
 
-CODES = (
-    *("blob_missing", "cancelled", "evidence_insufficient", "internal", "ladder_exhausted"),
-    *("out_of_memory", "out_of_time", "output_too_large", "runner_died", "upload_rejected"),
-    "worker_lost",
+CODES = tuple(
+    sorted(
+        (*BLAMELESS, "cancelled", "evidence_insufficient", "ladder_exhausted", "upload_rejected")
+    )
 )
 """Codes of failures that operators tell apart; all others say that the material is unusable."""
 REFUSED = "refused"

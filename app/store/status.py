@@ -34,6 +34,13 @@ NEEDS: dict[str, Need] = {
 EVIDENCE_KINDS = ("audit", "oracle", "bank")
 """Jobs that change no model and serve no request: they gather evidence."""
 
+BLAMELESS = (
+    *("blob_missing", "device_unavailable", "gpu_out_of_memory", "internal", "out_of_memory"),
+    *("out_of_time", "output_too_large", "runner_died", "storage_full", "training_process_died"),
+    "worker_lost",
+)
+"""Codes of failures that say nothing against the upload that was being read or checked."""
+
 UPLOAD_OPEN = ("created", "receiving", "received", "verified")
 """States of uploads that have bytes, or will."""
 

@@ -122,7 +122,7 @@ def test_a_dataset_that_nobody_wants_any_more_leaves_no_records(store: World, ho
 def test_a_rejected_dataset_leaves_no_records(store: World) -> None:
     claim = begun(store)
     with transaction() as session:
-        assert jobs.fail(session, claim, "runner_died", "", retryable=False) == "failed"
+        assert jobs.fail(session, claim, "dataset_empty", "", retryable=False) == "failed"
     drop_indexes()
     assert num_records() == 0
 

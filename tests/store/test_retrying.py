@@ -25,11 +25,11 @@ def failed(store: World) -> tables.Request:
     return made
 
 
-def fail(job_id: str) -> None:
+def fail(job_id: str, code: str = "bad") -> None:
     with transaction() as session:
         held = jobs.claim(session, job_id, "w")
         assert held is not None
-        jobs.fail(session, held, "bad", "-", False)
+        jobs.fail(session, held, code, "-", False)
 
 
 def retry(store: World, job_id: str) -> tables.Job:
@@ -125,13 +125,6 @@ def test_not_for_a_rejected_model(store: World) -> None:
     with reading() as session:
         found = requests.get(session, store.tenant, request.id)
         assert (found.status, found.job_id) == ("needs_attention", request.job_id)
-
-
-def test_not_for_an_upload(store: World) -> None:
-    with transaction() as session:
-        _, job_id = factories.a_raw_dataset(session, store.tenant)
-    fail(job_id)
-    assert refusal(store, job_id) == "state_conflict"
 
 
 def test_a_bank_is_not_trained_twice(store: World) -> None:

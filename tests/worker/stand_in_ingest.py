@@ -28,6 +28,8 @@ def ingest(*, source: Path, out: Path, max_records: int, report: Any) -> dict[st
     match source.read_text().split():
         case ["refuse"]:
             raise InvalidInput("dataset_empty", "the dataset holds no records")
+        case ["deviceless"]:
+            raise InvalidInput("device_unavailable", "this machine has no device cuda:99")
         case ["crash" | "stop" as way]:
             _leave(way)
         case ["hang" | "nap" | "linger" as way]:

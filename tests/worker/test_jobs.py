@@ -6,8 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
+from celery.exceptions import WorkerShutdown
+from celery.worker import state
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -33,13 +36,10 @@ def here(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Statio
 
 def queue(what: str) -> str:
     """Upload a file that tells the runner what to do; return the job's id."""
-    folder = blobs().scratch()
-    (folder / "upload").write_text(what)
     with transaction() as session:
         tenant = keys.ensure_tenant(session, "t")
         key = f"{tenant.id}/uploads/{what}"
-        blobs().adopt(folder / "upload", key)
-        folder.rmdir()
+        store(key, what)
         _, job = datasets.create(
             session,
             tenant.id,
@@ -52,6 +52,13 @@ def queue(what: str) -> str:
             meta={},
         )
     return job.id
+
+
+def store(key: str, content: str) -> None:
+    folder = blobs().scratch()
+    (folder / "upload").write_text(content)
+    blobs().adopt(folder / "upload", key)
+    folder.rmdir()
 
 
 def find(job_id: str) -> Job:
@@ -184,13 +191,19 @@ def test_a_bad_runner_is_tried_again_and_then_given_up(
     assert job.error is not None
     assert job.error["code"] == "runner_died"
     assert "someone" not in str(job.error)
-    garbage.drop_indexes()
-    with reading() as session:
-        assert session.scalars(select(Record)).all() == []
     garbage.empty_trash()
     garbage.collect()
-    assert list(blobs().keys()) == []
+    kept = dataset_of(job_id)
+    assert (kept.status, kept.rejection) == ("validating", job.error)
+    assert list(blobs().keys()) == [(kept.blob, mock.ANY)], "the upload is not to blame"
     assert scratch_is_empty(settings, here)
+    with transaction() as session:
+        datasets.delete(session, job.tenant_id, kept.id)
+    garbage.drop_indexes()
+    garbage.empty_trash()
+    with reading() as session:
+        assert session.scalars(select(Record)).all() == []
+    assert list(blobs().keys()) == []
 
 
 def test_a_job_whose_bytes_are_missing_is_tried_again_and_then_says_so(here: Station) -> None:
@@ -208,6 +221,35 @@ def test_a_job_whose_bytes_are_missing_is_tried_again_and_then_says_so(here: Sta
     assert job.error["code"] == "blob_missing"
     assert upload not in job.error["detail"]
     assert dataset_of(job_id).rejection == job.error
+    store(upload, "ok")
+    with transaction() as session:
+        again = jobs.retry(session, job.tenant_id, job_id)
+    run_job(again.id)
+    assert (find(again.id).status, dataset_of(job_id).status) == ("succeeded", "ready")
+
+
+def test_a_worker_whose_accelerator_is_gone_gives_its_job_back_and_ends(
+    settings: Settings, here: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "should_stop", None)
+    sessions.configure(settings.model_copy(update={"device": "cuda:99"}))
+    job_id, other_id = queue("deviceless"), queue("ok")
+    run_job(job_id)
+    job = find(job_id)
+    assert (job.status, job.attempts, job.runner_deaths) == ("queued", 0, 0)
+    assert dataset_of(job_id).status == "validating"
+    with pytest.raises(WorkerShutdown) as ended:
+        state.maybe_shutdown()
+    assert ended.value.code == 1
+    run_job(other_id)
+    assert find(other_id).status == "queued", "it takes nothing any more"
+
+
+def test_an_accelerator_that_answers_leaves_the_blame_with_the_runner(here: Station) -> None:
+    job_id = queue("deviceless")
+    run_job(job_id)
+    assert (find(job_id).status, find(job_id).runner_deaths) == ("queued", 1)
+    assert not here.is_broken
 
 
 def test_a_stalled_runner_counts_as_a_death(settings: Settings, here: Station) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from app.settings import Settings
 from app.store import session
 from worker import capacity, main
+from worker.station import Station
 
 
 class Solo:
@@ -78,3 +79,16 @@ def test_an_accelerator_that_does_not_answer_has_no_memory(
         assert capacity.memory() is None
     finally:
         session.configure(None)
+
+
+@pytest.mark.parametrize("needs", [("gpu",), ("cpu",)])
+def test_a_worker_that_computes_does_not_start_without_the_named_accelerator(
+    settings: Settings, needs: Any
+) -> None:
+    session.configure(settings.model_copy(update={"device": "cuda:99", "worker_needs": needs}))
+    if "gpu" not in needs:
+        Station().close()
+        return
+    with pytest.raises(SystemExit, match="LETHE_DEVICE names cuda:99"):
+        Station()
+    assert [*(settings.data_dir / "scratch").iterdir()] == []

@@ -19,7 +19,7 @@ from .publishing import exhaust, finish_without_influence, publish
 from .queueing import due, needs_of, stamp_dispatched
 from .reading import cancel, get, rungs, waiting_on
 from .recovery import free_all, sweep
-from .retrying import retry
+from .retrying import may_retry, retry
 
 __all__ = [
     "CHUNK",
@@ -45,6 +45,7 @@ __all__ = [
     "free_all",
     "get",
     "keep_checkpoint",
+    "may_retry",
     "needs_of",
     "note_sandbox",
     "publish",

@@ -11,7 +11,7 @@ from ..erasing import OPEN
 from ..errors import Conflict, NotFound
 from ..ids import new
 from ..quotas import refuse_full_queue
-from ..status import EVIDENCE_KINDS
+from ..status import BLAMELESS
 from ..tables import Dataset, Job, Model, Request, Version
 
 SAME = (
@@ -19,6 +19,9 @@ SAME = (
     *("join_key", "priority", "due_at"),
 )
 """What the new job takes over."""
+
+UPLOAD_KINDS = ("ingest", "convert", "prepare")
+"""Jobs that read or check what was sent."""
 
 
 def retry(session: Session, tenant_id: str, job_id: str) -> Job:
@@ -28,8 +31,8 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
 
     Raises:
         NotFound: if the tenant has no such job.
-        Conflict: ``state_conflict`` if it has not failed, reads an upload (send that again), is
-            tried again already, nobody waits for it, or its samples are gone;
+        Conflict: ``state_conflict`` if it has not failed, found an upload unusable (send that
+            again), is or was tried again already, nobody waits for it, or its samples are gone;
             ``model_not_active`` if its model was deleted; ``version_withdrawn`` if the version
             that it looked at was; and what ``references.queue_bank`` refuses.
         Unacceptable: ``upload_rejected`` if its model was: no job of that is ever due.
@@ -42,14 +45,16 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
         raise Conflict(
             "state_conflict", f"Only a failed job can be tried again; it is {job.status}."
         )
-    if job.kind not in ("unlearn", *EVIDENCE_KINDS):
+    if job.kind in UPLOAD_KINDS and not may_retry(job):
         raise Conflict("state_conflict", "What was rejected must be uploaded again.")
-    model = session.get_one(Model, (tenant_id, job.model_id))
-    if model.status != "active":
-        raise Conflict("model_not_active", "The model was deleted.")
-    version = models.current(session, model)
-    if version.status == "rejected":
-        raise admission.rejected(version)
+    model = None
+    if job.model_id is not None:
+        model = session.get_one(Model, (tenant_id, job.model_id))
+        if model.status != "active":
+            raise Conflict("model_not_active", "The model was deleted.")
+        version = models.current(session, model)
+        if version.status == "rejected":
+            raise admission.rejected(version)
     refuse_full_queue(session, tenant_id)
     again = Job(tenant_id=tenant_id, id=new("job"), retry_of_id=job.id)
     for name in SAME:
@@ -57,11 +62,37 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
     if job.kind == "unlearn":
         again.version_id = None
         _take_over(session, job, again)
+    elif job.kind in UPLOAD_KINDS:
+        _check_again(session, job)
+        session.add(again)
     else:
+        assert model is not None, "evidence is of a model"
         _refuse_repeated(session, job, model)
         session.add(again)
     session.flush()
     return again
+
+
+def may_retry(job: Job) -> bool:
+    """Whether the cause of a failed job allows another try: not if an upload was unusable."""
+    code = None if job.error is None else job.error["code"]
+    return code in BLAMELESS if job.kind in UPLOAD_KINDS else code != "upload_rejected"
+
+
+def _check_again(session: Session, job: Job) -> None:
+    """Let go of the cause for which an upload was not read or checked; refuse a second time."""
+    later = select(Job.id).where(Job.tenant_id == job.tenant_id, Job.retry_of_id == job.id)
+    if session.scalar(later.limit(1)) is not None:
+        raise Conflict("state_conflict", "The job was tried again already.")
+    upload: Dataset | Version
+    if job.kind == "ingest":
+        upload = session.get_one(Dataset, (job.tenant_id, job.dataset_id))
+    else:
+        key = (job.tenant_id, job.version_id)
+        upload = session.get_one(Version, key, with_for_update=True, populate_existing=True)
+    if upload.blob is None:
+        raise Conflict("state_conflict", "The bytes that the job reads were erased.")
+    upload.rejection = None
 
 
 def _take_over(session: Session, job: Job, again: Job) -> None:
