@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,6 +35,7 @@ from .data import Records
 from .determinism import generator
 from .device import Precision, autocast, full_precision
 from .errors import Diverged, InvalidInput, MissingEvidence
+from .pieces import Pieces
 from .report import Progress, no_progress
 from .smallmaps import dense_small_maps
 
@@ -82,7 +84,8 @@ def estimate(
     Args:
         model: left as it is, but for its memory layout and device.
         records: at least one.
-        batch_size: records per batch; for ``fisher_batch`` and ``mas`` it changes the result.
+        batch_size: records per batch; for ``fisher_batch`` and ``mas`` it changes the result, so
+            only the others halve a batch for which the memory does not suffice.
         device: where to compute.
         seed: shuffles the records first; without it they are taken in order.
         precision: of forward and backward; ``auto`` takes bf16 where at least 99 % of the
@@ -93,6 +96,7 @@ def estimate(
     Raises:
         MissingEvidence: if there are no records.
         Diverged: if a value is not finite.
+        torch.OutOfMemoryError: if a batch, or a sixteenth of one that may be halved, is too much.
     """
     if len(records) == 0:
         raise MissingEvidence("importance needs at least one record")
@@ -173,6 +177,7 @@ class _Run:
         }
         self.weight = 0
         self.closed_form = persample.has_closed_form(model)
+        self.pieces = Pieces()
 
     def add(self, x: Tensor, y: Tensor) -> None:
         with full_precision():
@@ -192,16 +197,28 @@ class _Run:
 
     def _add_records(self, x: Tensor, y: Tensor) -> None:
         losses = _label_loss if self.estimator == "fisher_persample" else _model_losses
-        self.weight += len(x)
+        left = [(x, y)]
         if self.closed_form:
-            try:
-                persample.add_closed_form(
-                    self._forward, self.model, x, y, losses=losses, add=self._credit
-                )
-            except persample.Unsupported:
-                self.closed_form = False  # nothing was added; known only once the model has run
-        if not self.closed_form:
-            persample.add_general(self.model, x, y, losses=losses, add=self._credit)
+            add = partial(self._add_closed_form, losses)
+            left = [piece for piece in self.pieces.run(add, x, y) if piece is not None]
+        for xs, ys in left:
+            persample.add_general(
+                self.model, xs, ys, losses=losses, add=self._credit, pieces=self.pieces
+            )
+        self.weight += len(x)
+
+    def _add_closed_form(
+        self, losses: persample.Losses, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Add records by the closed forms; return them if these do not cover the model."""
+        try:
+            persample.add_closed_form(
+                self._forward, self.model, x, y, losses=losses, add=self._credit
+            )
+        except persample.Unsupported:
+            self.closed_form = False  # nothing was added; known only once the model has run
+            return x, y
+        return None
 
     def _add_batch(self, x: Tensor, y: Tensor) -> None:
         self.weight += 1

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from .pieces import Pieces
 from .smallmaps import connections, dense_small_maps, padding_of
 
 Losses = Callable[[Tensor, Tensor], list[Tensor]]
@@ -114,12 +116,14 @@ def add_general(
     losses: Losses,
     add: Add,
     of: Callable[[Tensor], Tensor] = torch.square,
+    pieces: Pieces | None = None,
 ) -> None:
     """Add squared per-record gradients from one gradient per record, in chunks.
 
     Arguments are those of ``add_closed_form``; ``of`` is applied to each record's gradient before
-    records are summed.
+    records are summed; ``pieces`` splits chunks for which the memory does not suffice.
     """
+    pieces = pieces or Pieces()
     named = dict(model.named_parameters())
     values = {name: parameter.detach() for name, parameter in named.items()}
     buffers = dict(model.named_buffers())
@@ -131,10 +135,17 @@ def add_general(
         return losses(logits, y.unsqueeze(0))[index].squeeze(0)
 
     per_record: Any = vmap(grad(loss_of_one), in_dims=(None, 0, 0, None), randomness="error")
+
+    def add_chunk(index: int, xs: Tensor, ys: Tensor) -> None:
+        gradients = per_record(values, xs, ys, index)
+        # All of them before any is added: a chunk that fails is done again.
+        sums = {name: of(gradient).sum(0) for name, gradient in gradients.items()}
+        for name, value in sums.items():
+            add(named[name], value, ALL)
+
     for index in range(num_losses):
         for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-            for name, gradients in per_record(values, xs, ys, index).items():
-                add(named[name], of(gradients).sum(0), ALL)
+            pieces.run(partial(add_chunk, index), xs, ys)
 
 
 @contextmanager

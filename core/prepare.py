@@ -15,6 +15,7 @@ from .data import Preprocessing, Records
 from .device import choose
 from .errors import InvalidInput
 from .findings import Finding
+from .group import is_memory
 from .intervals import Estimate, auc_interval, proportion
 from .ladder import IMPORTANCE_FILE, load_finite
 from .measures import accuracy_per_class, correct, cross_entropy, margin
@@ -165,7 +166,9 @@ def _fitting(
     """Compute logits; a shape that the network can't take is the data's fault, not ours."""
     try:
         gather(model, records.take([0]), batch_size=1, device=device)
-    except (RuntimeError, ValueError, AssertionError, IndexError):
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        if is_memory(error):
+            raise
         raise InvalidInput(
             "dataset_values_invalid",
             f"the network can't take records of shape {list(records.images.shape[1:])}",

@@ -12,6 +12,7 @@ from .determinism import generator
 from .device import full_precision
 from .errors import MissingEvidence
 from .intervals import effective_size
+from .pieces import Pieces
 from .smallmaps import dense_small_maps
 
 
@@ -19,13 +20,20 @@ from .smallmaps import dense_small_maps
 def gather(model: nn.Module, records: Records, *, batch_size: int, device: torch.device) -> Tensor:
     """Return logits[N, C] in float32 on the CPU: eval mode, no TF32, no autocast.
 
-    Modes are restored.
+    Modes are restored. A batch for which the memory does not suffice is halved.
     """
+    pieces = Pieces()
+
+    def compute(x: Tensor) -> Tensor:
+        logits: Tensor = model(x)
+        return logits.float().cpu()
+
     modes = {module: module.training for module in model.modules()}
     model.to(device).eval()
     try:
         with full_precision(), dense_small_maps(model):
-            parts = [model(x).float().cpu() for x, _ in records.batches(batch_size, device)]
+            batches = records.batches(batch_size, device)
+            parts = [logits for x, _ in batches for logits in pieces.run(compute, x)]
     finally:
         for module, mode in modes.items():
             module.training = mode

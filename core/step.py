@@ -11,13 +11,11 @@ from torch.nn import functional as F
 from . import batchnorm
 from .device import autocast
 from .group import Group
+from .pieces import MOST_PIECES
 from .recipe import Recipe
 
 ExtraLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 """Called with model, inputs, labels and logits; its result is added to the loss."""
-
-MOST_PIECES = 2**4
-"""A batch for which the memory does not suffice is halved at most four times."""
 
 
 class Step:

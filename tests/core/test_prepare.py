@@ -229,6 +229,18 @@ def test_a_network_that_asserts_its_input_size_is_no_crash(run, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_too_little_memory_is_not_the_fault_of_the_records(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("core.prepare.gather", fail)
+    with pytest.raises(type(error), match=str(error)):
+        run()
+
+
 def test_the_kind_of_records_must_be_the_one_that_preprocessing_is_for(run):
     preprocessing = PICTURES.preprocessing.model_dump(mode="json")
     assert refused(run, preprocessing=preprocessing).code == "dataset_values_invalid"
