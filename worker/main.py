@@ -27,7 +27,7 @@ from app.dispatch import Dispatcher
 from app.settings import get_settings
 from app.store import keyed
 from app.store.session import at_head, settings
-from worker import jobs
+from worker import floors, jobs
 from worker.lease import insist
 from worker.station import Station, station
 from worker.sweep import Sweeper
@@ -87,12 +87,16 @@ def set_up_logs(**_: object) -> None:
 @worker_init.connect
 @_or_end
 def refuse_to_start(sender: Any, **_: object) -> None:
-    """Refuse a pool of several jobs, a database of another age or pepper, too thin a sandbox.
+    """Refuse a pool of several jobs, old libraries, a database of another age or pepper.
+
+    Also too thin a sandbox, and the want of a named accelerator.
 
     A database that is away is waited for.
     """
     if sender.pool_cls.__module__ != "celery.concurrency.solo":
         raise SystemExit("this worker runs with -P solo; start one process per job slot")
+    if fault := floors.fault():
+        raise SystemExit(fault)
     if not insist(at_head):
         raise SystemExit("the database is not up to date; run `alembic upgrade head`")
     if fault := insist(keyed.pepper_fault):

@@ -26,6 +26,7 @@ from app.bell import celery, listen_to
 from app.settings import Settings, get_settings, write_private
 from app.store import jobs, keyed, keys
 from app.store.session import configure, transaction, upgrade
+from worker import floors
 from worker.station import station
 from worker.sweep import Sweeper
 
@@ -77,6 +78,8 @@ class WorkerThread(threading.Thread):
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     settings = _settings()
+    if fault := floors.fault():
+        sys.exit(fault)
     logs.configure(settings)
     tracing.start(settings)
     lock = _lock(settings.data_dir)
