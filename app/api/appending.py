@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from ..store import partial, tables, uploads
 from ..store.errors import Conflict, Gone, ServiceError, TooLarge
 from ..store.session import reading, transaction
+from .lanes import HASHING, in_lane
 from .pace import paced
 from .problems import InsufficientStorage
 from .sink import CHUNK_BYTES, Digest, Sink
@@ -108,7 +109,10 @@ class _Piece:
 
     async def receive(self, http_request: Request) -> tables.Upload:
         """Take the body; return the upload with what of it counts."""
-        self._running = await asyncio.to_thread(_resume, self._upload, self._file)
+        if self._start and _hashed(self._upload) is None:
+            self._running = await in_lane(HASHING, _resume, self._upload, self._file)
+        else:
+            self._running = await asyncio.to_thread(_resume, self._upload, self._file)
         digests: tuple[Digest, ...] = (self._running,)
         if self._checksum is not None:
             piece = hashlib.new(self._checksum.algorithm, usedforsecurity=False)
@@ -232,9 +236,8 @@ def _resume(upload: tables.Upload, file: BinaryIO) -> Digest:
         raise _Spoilt(Gone("upload_lost", "Bytes that were received are not here any more."))
     if size > offset:
         file.truncate(offset)
-    with _lock:
-        hashed, digest = _digests.get(upload.id, (0, None))
-    if digest is None or hashed != offset:
+    digest = _hashed(upload)
+    if digest is None:
         digest = hashlib.sha256()
         file.seek(0)
         while chunk := file.read(CHUNK_BYTES):
@@ -243,6 +246,13 @@ def _resume(upload: tables.Upload, file: BinaryIO) -> Digest:
     file.seek(offset)
     # A copy: a piece that is refused must not cost the next one all the reading again.
     return digest.copy()
+
+
+def _hashed(upload: tables.Upload) -> Digest | None:
+    """Return the running SHA-256 of what counts, if the last writer was here."""
+    with _lock:
+        hashed, digest = _digests.get(upload.id, (0, None))
+    return digest if hashed == upload.received_bytes else None
 
 
 def _remember(upload: tables.Upload, digest: Digest) -> None:

@@ -20,6 +20,7 @@ from ..store.homes import Home
 from ..store.keys import Caller
 from ..store.session import reading
 from . import imports
+from .lanes import IMPORTS, in_lane
 from .shapes import Sha256, Shape
 from .uploads import Attachment, Upload
 
@@ -135,7 +136,7 @@ async def _fetch(source: Source, caller: Caller, limit: int, path: Path) -> Atta
         return await _merged(source, caller, limit, path)
     if isinstance(source, UploadSource):
         return await asyncio.to_thread(_take_upload, source, caller, limit, path)
-    digest = await asyncio.to_thread(imports.bring, source.url, caller.tenant_id, path, limit)
+    digest = await in_lane(IMPORTS, imports.bring, source.url, caller.tenant_id, path, limit)
     return Attachment(path, digest)
 
 
@@ -149,8 +150,8 @@ async def _merged(source: ShardsSource, caller: Caller, limit: int, path: Path) 
     index = source.index
     total = None if index.metadata is None else index.metadata.total_size
     try:
-        digest = await asyncio.to_thread(
-            shards.merge, files, index.weight_map, path, total_size=total
+        digest = await in_lane(
+            IMPORTS, shards.merge, files, index.weight_map, path, total_size=total
         )
     except InvalidInput as error:
         raise Unacceptable(error.code, error.detail) from None
