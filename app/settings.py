@@ -26,10 +26,14 @@ Need = Literal["cpu", "gpu"]
 
 
 class Settings(BaseSettings):
-    """Everything a machine may decide; ``LETHE_`` + the upper-case name sets it."""
+    """Everything a machine may decide; ``LETHE_`` + the upper-case name sets it, unless empty."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LETHE_", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="LETHE_",
+        env_ignore_empty=True,  # `LETHE_X=` in an .env file unsets
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Field(Path(".lethe"), description="Folder of blobs, scratch and secrets.")

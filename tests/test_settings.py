@@ -206,6 +206,14 @@ def test_accepted(row: str) -> None:
     Settings(**ACCEPTED[row])
 
 
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"LETHE_{name.upper()}", "")
+    settings = Settings()
+    assert settings.model_fields_set == set()
+    assert settings.broker_url == "memory://"
+
+
 @pytest.mark.parametrize(
     ("host", "is_local"),
     [
