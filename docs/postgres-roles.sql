@@ -1,8 +1,8 @@
 -- Roles of PostgreSQL for the API, the workers and migrations, apart from each other.
 -- Run once as a superuser in the database of the service, before `alembic upgrade head`:
 --   psql -d lethe -f docs/postgres-roles.sql
--- then give the three logins their passwords, and set LETHE_DATABASE_TENANT_ROLE=lethe_tenant
--- for the API.
+-- then give the three logins their passwords (docs/deploy/postgres/passwords.sql), and set
+-- LETHE_DATABASE_TENANT_ROLE=lethe_tenant for the API. Compose does all of it.
 
 -- Owns the tables; runs migrations and nothing else.
 create role lethe_owner login;
@@ -17,7 +17,8 @@ grant usage, create on schema public to lethe_owner;
 grant usage on schema public to lethe_tenant, lethe_api, lethe_worker;
 
 -- What is there already, and what later migrations make. Tables that another role made are handed
--- over with: reassign owned by THAT_ROLE to lethe_owner;
+-- over with: select format('alter table public.%I owner to lethe_owner', tablename)
+--   from pg_tables where schemaname = 'public' \gexec
 grant select, insert, update, delete on all tables in schema public
   to lethe_tenant, lethe_api, lethe_worker;
 alter default privileges for role lethe_owner in schema public

@@ -1,4 +1,4 @@
-"""What is shipped is well formed: Compose and Kubernetes by schema, the image by a few rules.
+"""What is shipped is well formed: Compose by schema, the image by a few rules.
 
 Nothing is built or started here; that needs a container engine.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -22,10 +21,36 @@ from app.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("migrate", "api", "worker", "worker-gpu")
 DEPENDENCIES = ("postgres", "redis", "s3")
-MANIFESTS = sorted((ROOT / "docs/deploy/kubernetes").glob("*.yaml"))
-SECRETS = {"POSTGRES_PASSWORD": "p" * 32, "REDIS_PASSWORD": "r" * 32, "LETHE_PEPPER": "x" * 32}
-
-PASSED_ON = {"LETHE_TRUSTED_PROXIES": '["10.0.0.0/8"]', "LETHE_METRICS_TOKEN": "m" * 32}
+EGRESS = ROOT / "docs/deploy/compose/egress.yml"
+SECRETS = {
+    "POSTGRES_PASSWORD": "p" * 32,
+    "POSTGRES_OWNER_PASSWORD": "o" * 32,
+    "POSTGRES_API_PASSWORD": "a" * 32,
+    "POSTGRES_WORKER_PASSWORD": "w" * 32,
+    "REDIS_PASSWORD": "r" * 32,
+    "LETHE_PEPPER": "x" * 32,
+}
+LOGINS = {
+    "migrate": "lethe_owner:oooo",
+    "api": "lethe_api:aaaa",
+    "worker": "lethe_worker:wwww",
+    "worker-gpu": "lethe_worker:wwww",
+}
+FOR_THE_API = {
+    "LETHE_TRUSTED_PROXIES": '["10.0.0.0/8"]',
+    "LETHE_METRICS_TOKEN": "m" * 32,
+    "LETHE_CONNECTIONS": '[{"name": "research", "tenants": ["*"]}]',
+    "LETHE_IMPORT_ROOT": "/imports",
+    "LETHE_HF_MIRROR": "https://mirror.example",
+}
+NOT_PASSED_ON = {
+    "LETHE_DATA_DIR": "the image says where the volume is",
+    "LETHE_HOST": "the image listens on all addresses of its container",
+    "LETHE_PORT": "the port that is published is LETHE_PUBLISHED_PORT",
+    "LETHE_DOCS": "refused where the API listens beyond its machine",
+    "LETHE_FAILPOINT": "for tests",
+}
+"""Settings that make no sense in a container -> why."""
 
 
 @pytest.fixture(scope="module")
@@ -117,28 +142,76 @@ def test_the_gpu_worker_is_asked_for(services: dict[str, Any]) -> None:
     assert "deploy" not in services["worker"]
 
 
+def environment_of(service: dict[str, Any], passed_on: dict[str, str]) -> dict[str, str]:
+    """What a container gets where ``passed_on`` stands in ``.env``."""
+    variables = service["environment"].items()
+    given = {
+        name: passed_on.get(name) if value is None else filled(value) for name, value in variables
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def settings_with(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    return Settings()
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_the_environment_makes_valid_settings(
     name: str, services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {
-        variable: PASSED_ON[variable] if value is None else filled(value)
-        for variable, value in services[name]["environment"].items()
-    }
-    known = {f"LETHE_{field.upper()}" for field in Settings.model_fields}
-    assert set(environment) <= known
-    for variable, value in environment.items():
-        monkeypatch.setenv(variable, value)
-    settings = Settings()
-    assert settings.database.startswith("postgresql+psycopg://lethe:pppp")
+    environment = environment_of(services[name], FOR_THE_API)
+    settings = settings_with(environment, monkeypatch)
+    assert settings.database.startswith(f"postgresql+psycopg://{LOGINS[name]}")
     assert settings.broker_url.startswith("redis://:rrrr")
-    assert (name == "api") == bool(settings.trusted_proxies) == bool(settings.metrics_token)
+    assert settings.limits_url.startswith("redis://:rrrr")
+    assert settings.database_tenant_role == ("lethe_tenant" if name == "api" else "")
+    assert (FOR_THE_API.keys() <= environment.keys()) == (name == "api")
+    assert FOR_THE_API.keys().isdisjoint(environment) == (name != "api")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_empty_variable_is_as_good_as_none(
+    name: str, services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = services[name]["environment"].items()
+    unset = settings_with(environment_of(services[name], {}), monkeypatch)
+    emptied = {variable: "" for variable, value in values if value is None}
+    assert settings_with(emptied, monkeypatch) == unset
+
+
+def test_compose_passes_every_setting_on(services: dict[str, Any]) -> None:
+    known = {f"LETHE_{field.upper()}" for field in Settings.model_fields}
+    api, worker = (services[name]["environment"].keys() for name in ("api", "worker"))
+    assert api | NOT_PASSED_ON.keys() == known
+    assert api.isdisjoint(NOT_PASSED_ON)
+    assert api - worker == {*FOR_THE_API, "LETHE_DATABASE_TENANT_ROLE"}
+    assert worker <= api
+
+
+def test_the_superuser_is_nobodys_login(services: dict[str, Any]) -> None:
+    postgres = services["postgres"]
+    assert "POSTGRES_USER" not in postgres["environment"]
+    assert all("POSTGRES_PASSWORD" not in str(services[name]) for name in OURS)
+    # The scripts run before the server listens on an address.
+    assert postgres["healthcheck"]["test"][:4] == ["CMD", "pg_isready", "-h", "127.0.0.1"]
+
+
+def test_workers_are_let_out_by_a_file_of_its_own(compose: dict[str, Any]) -> None:
+    egress = yaml.safe_load(EGRESS.read_text())
+    assert schema_errors({**egress, "networks": compose["networks"]}) == []
+    assert set(egress["services"]) == {"worker", "worker-gpu"}
+    for service in egress["services"].values():
+        assert set(service) == {"networks", "environment"}
+        assert set(service["networks"]) == {"inside", "outside"}
+        # Runners share the network of their worker.
+        assert service["environment"] == {"LETHE_SANDBOX_MINIMUM": "${LETHE_SANDBOX_MINIMUM:-L1}"}
 
 
 def filled(value: str) -> str:
     """The value with the required variables filled in; a variable with no message is a mistake."""
     filled_in = re.sub(r"\$\{(\w+):\?[^}]+\}", lambda match: SECRETS[match[1]], value)
-    filled_in = re.sub(r"\$\{LETHE_BLOBS_\w+:-\}", "", filled_in)
     assert "$" not in filled_in, f"not required, or not known: {value}"
     return filled_in
 
@@ -212,101 +285,6 @@ def test_the_bucket_is_asked_for(services: dict[str, Any], compose: dict[str, An
     (volume,) = services["s3"]["volumes"]
     assert volume == "s3:/data/lethe"
     assert "s3" in compose["volumes"]
-
-
-def objects() -> list[dict[str, Any]]:
-    return [each for file in MANIFESTS for each in yaml.safe_load_all(file.read_text())]
-
-
-def pods() -> dict[str, dict[str, Any]]:
-    """Pod specifications by the name of what makes them."""
-    found = {}
-    for each in objects():
-        spec = each.get("spec", {})
-        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
-        if template is not None:
-            found[each["metadata"]["name"]] = template["spec"]
-    return found
-
-
-@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.name)
-def test_manifests_keep_the_schemas_of_kubernetes(file: Path) -> None:
-    for each in yaml.safe_load_all(file.read_text()):
-        kubernetes_validate.validate(each, "1.37", strict=True)
-        assert each["kind"] == "Namespace" or each["metadata"]["namespace"] == "lethe"
-
-
-def test_the_schemas_refuse_a_misspelt_field() -> None:
-    deployment = next(each for each in objects() if each["kind"] == "Deployment")
-    deployment["spec"]["replica"] = 1
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(deployment, "1.37", strict=True)
-
-
-def test_every_pod_is_restricted_and_writes_to_volumes_alone() -> None:
-    assert set(pods()) == {"lethe-api", "lethe-worker", "lethe-migrate", "lethe-tombstones"}
-    for name, pod in pods().items():
-        assert pod["automountServiceAccountToken"] is False, name
-        security = pod["securityContext"]
-        assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001), name
-        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        (container,) = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }, name
-        assert container["resources"]["limits"]["memory"], name
-        mounted = {mount["name"] for mount in container["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in pod["volumes"]} >= {"data", "tmp"}, name
-
-
-def test_the_pods_of_the_api_share_their_uploads() -> None:
-    (data,) = [each for each in pods()["lethe-api"]["volumes"] if each["name"] == "data"]
-    claims = {x["metadata"]["name"]: x["spec"] for x in objects() if x["kind"].endswith("Claim")}
-    claim = claims[data["persistentVolumeClaim"]["claimName"]]
-    assert claim["accessModes"] == ["ReadWriteMany"]
-
-
-def test_pods_that_serve_or_work_are_watched() -> None:
-    (api,), (worker,) = pods()["lethe-api"]["containers"], pods()["lethe-worker"]["containers"]
-    assert api["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    assert api["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert worker["livenessProbe"]["exec"]["command"] == ["python", "-m", "worker.alive"]
-    assert worker["command"] == ["celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
-    service = next(each for each in objects() if each["kind"] == "Service")
-    deployment = next(each for each in objects() if each["kind"] == "Deployment")
-    assert deployment["metadata"]["name"] == "lethe-api"
-    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
-
-
-def test_the_settings_of_the_pods_are_known_and_hold_no_secret(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (config,) = [each for each in objects() if each["kind"] == "ConfigMap"]
-    assert all(each["kind"] != "Secret" for each in objects())
-    fields = {f"LETHE_{field.upper()}": field for field in Settings.model_fields}
-    assert config["data"].keys() <= fields.keys()
-    for name, value in config["data"].items():
-        monkeypatch.setenv(name, value)
-    settings = Settings()
-    assert settings.blobs_url.startswith("s3://")
-    (data,) = [each for each in pods()["lethe-worker"]["volumes"] if each["name"] == "data"]
-    assert data["emptyDir"] == {"sizeLimit": "20Gi"}
-    assert settings.max_scratch_bytes < 0.75 * 20 * 2**30, "a pod that fills it is evicted"
-    assert "trusted_proxies" in settings.model_fields_set
-
-
-def test_pods_reach_what_they_need_and_are_reached_by_calls_alone() -> None:
-    policies = [each["spec"] for each in objects() if each["kind"] == "NetworkPolicy"]
-    everything = [spec for spec in policies if spec["podSelector"] == {}]
-    assert sorted(kind for spec in everything for kind in spec["policyTypes"]) == [
-        "Egress",
-        "Ingress",
-    ]
-    (egress,) = [spec["egress"] for spec in everything if "egress" in spec]
-    assert [port["port"] for port in egress[0]["ports"]] == [53, 53, 5432, 6379, 443]
-    assert not any("ingress" in spec for spec in everything)
 
 
 def test_the_lifecycle_removes_what_the_service_cannot_see() -> None:
