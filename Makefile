@@ -62,7 +62,7 @@ chaos-full: $(VENV)/.dev  ## every fault in its full number, resumable; hours
 slow: $(VENV)/.dev  ## tests that compute for minutes
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-fuzz: $(VENV)/.dev  ## make up 50 000 calls from the OpenAPI document; ARGS="--cases 2000" for fewer
+fuzz: $(VENV)/.dev  ## make up 50 000 calls from the OpenAPI document; ARGS="--cases 2000 --postgres"
 	@$(BIN)/python -m tests.api.fuzz $(ARGS)
 
 gpu: $(VENV)/.dev  ## compare CPU with GPU; needs a CUDA device

@@ -2,16 +2,25 @@
 
 Schemathesis calls the application in this process: coverage of every parameter, random bodies, and
 sequences of calls. Whatever breaks a check is shown once with the call that does it.
+
+``--postgres`` takes a database of its own on a server instead of SQLite. A run in the full number
+writes ``benchmarks/results/fuzz.json`` and its page, and keeps what was measured on the other
+database; ``--write`` has a shorter one do so.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +34,18 @@ from schemathesis.engine import events, from_schema
 from app.main import build
 from app.settings import Settings
 from app.store import keys, session
+from benchmarks.hardware import RESULTS, describe
+from benchmarks.postgres import SERVER, fresh_database
+from benchmarks.tables import Row, write
 from core.networks import load_extras
+from tests.chaos.full import commit
 
 from .world import Tenant
 
 PEPPER = "a pepper for tests, not for anything else"
 CASES_PER_EXAMPLE = 140
 """About how many calls one example per operation comes to, with all phases."""
+FULL = 50_000
 MAX_SECONDS = 2.0
 EXAMPLES_PER_TENANT = 5
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
@@ -179,16 +193,19 @@ def furnish(api: FastAPI, settings: Settings) -> Tenant:
 def main() -> int:
     """Fuzz a service in a temporary folder; the status says whether anything broke."""
     parser = argparse.ArgumentParser(prog="python -m tests.api.fuzz", description=__doc__)
-    parser.add_argument("--cases", type=int, default=50_000, help="calls with a key, about")
+    parser.add_argument("--cases", type=int, default=FULL, help="calls with a key, about")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phases", nargs="+", default=[*PHASES], choices=PHASES)
+    parser.add_argument("--postgres", nargs="?", const=SERVER, help="URL of a server we may use")
+    parser.add_argument("--write", action="store_true", help="write the figures of a short run")
     given = parser.parse_args()
     structlog.configure(processors=[_silent])
-    report = Report()
-    with tempfile.TemporaryDirectory() as folder:
+    started, at = time.monotonic(), datetime.now(UTC)
+    tested = commit()
+    with tempfile.TemporaryDirectory() as folder, _database(given.postgres) as url:
         settings = Settings(
             data_dir=Path(folder),
-            database_url="",
+            database_url=url,
             pepper=PEPPER,
             # Every check of keys calls without one.
             failed_keys_per_minute=10**9,
@@ -197,21 +214,90 @@ def main() -> int:
         )
         session.configure(settings)
         session.upgrade()
-        api = build(dispatcher=False)
-        seed = given.seed
-        while (left := given.cases - report.num_known) > 0:
-            examples = max(1, min(EXAMPLES_PER_TENANT, left // CASES_PER_EXAMPLE))
-            # A tenant each: sooner or later a made-up call removes the key of the others.
-            key = furnish(api, settings).key
-            more = fuzz(api, key, examples, seed, tuple(given.phases), MAX_SECONDS)
-            report.calls += more.calls
-            report.failures = more.failures | report.failures
-            report.errors += more.errors
-            seed += 1
-            sys.stdout.write(f"{report.num_known} calls, {len(report.failures)} failures\n")
-            sys.stdout.flush()
+        report = _fuzz_all(settings, given.cases, given.seed, tuple(given.phases))
+        session.configure(None)
     sys.stdout.write(f"{report}\n")
+    if given.write or given.cases >= FULL:
+        _write(
+            "PostgreSQL" if given.postgres else "SQLite",
+            {
+                "calls": report.num_calls,
+                "calls_with_a_key": report.num_known,
+                "by_status": {str(status): report.calls[status] for status in sorted(report.calls)},
+                "failures": [
+                    f"{' '.join(which)}: {call}" for which, call in report.failures.items()
+                ],
+                "errors": report.errors,
+                "seed": given.seed,
+                "phases": given.phases,
+                "seconds": round(time.monotonic() - started),
+                "commit": tested,
+                "at": at.isoformat(timespec="seconds"),
+                "hardware": describe(),
+            },
+        )
     return int(bool(report.failures or report.errors))
+
+
+@contextmanager
+def _database(server: str | None) -> Iterator[str]:
+    """Yield the URL of a fresh database on a server; without one an empty URL, which is SQLite."""
+    if server is None:
+        yield ""
+        return
+    with fresh_database(server) as url:
+        yield url
+
+
+def _fuzz_all(settings: Settings, cases: int, seed: int, phases: tuple[str, ...]) -> Report:
+    """Go on with new tenants and seeds until ``cases`` calls with a key were answered."""
+    report = Report()
+    api = build(dispatcher=False)
+    while (left := cases - report.num_known) > 0:
+        examples = max(1, min(EXAMPLES_PER_TENANT, left // CASES_PER_EXAMPLE))
+        # A tenant each: sooner or later a made-up call removes the key of the others.
+        key = furnish(api, settings).key
+        more = fuzz(api, key, examples, seed, phases, MAX_SECONDS)
+        report.calls += more.calls
+        report.failures = more.failures | report.failures
+        report.errors += more.errors
+        seed += 1
+        sys.stdout.write(f"{report.num_known} calls, {len(report.failures)} failures\n")
+        sys.stdout.flush()
+    return report
+
+
+def _write(database: str, run: dict[str, Any]) -> None:
+    """Write a run down, beside the one on the other database."""
+    path = RESULTS / "fuzz.json"
+    runs = json.loads(path.read_text())["raw"] if path.exists() else {}
+    runs = dict(sorted({**runs, database: run}.items()))
+    rows = []
+    for name, each in runs.items():
+        crashes = sum(n for status, n in each["by_status"].items() if int(status) >= 500)
+        enough = each["calls_with_a_key"] >= FULL
+        broken = len(each["failures"]) + len(each["errors"])
+        rows += [
+            Row(f"{name}: calls with a key", f"{each['calls_with_a_key']}", f">= {FULL}", enough),
+            Row(f"{name}: answers of 500 and above", f"{crashes}", "0", crashes == 0),
+            Row(f"{name}: checks that broke", f"{broken}", "0", broken == 0),
+        ]
+    write(
+        "fuzz",
+        "Made-up calls",
+        'make fuzz; make fuzz ARGS="--postgres"',
+        [
+            "Schemathesis makes calls up from the OpenAPI document and holds every answer against "
+            f"it, within {MAX_SECONDS:g} s each; the application is called in its own process.",
+            *(
+                f"{name}: {each['calls']} calls in {each['seconds']} s, {each['at']}, commit "
+                f"{each['commit']}, seed {each['seed']}; {each['hardware']}."
+                for name, each in runs.items()
+            ),
+        ],
+        rows,
+        runs,
+    )
 
 
 def _silent(*_: object) -> Any:

@@ -213,7 +213,7 @@ def cpu_seconds() -> float:
 def commit() -> str:
     """What is being tested; results that were written before do not count."""
     git = partial(subprocess.check_output, cwd=ROOT, text=True)
-    changed = git(["git", "status", "--porcelain", "--", ".", f":!{RESULTS}"])
+    changed = git(["git", "status", "--porcelain", "--", ".", f":!{RESULTS.parent}"])
     return git(["git", "rev-parse", "--short", "HEAD"]).strip() + ("-dirty" if changed else "")
 
 
