@@ -6,7 +6,8 @@ a portion that failed is kept there too, and done again. ``--list`` says what is
 ``--only T2`` runs some cells, ``--portion 2`` makes portions smaller for a slow machine,
 ``--minutes 30`` begins none after that time, and ``--few`` strikes a few times and writes nothing.
 Most of the time is waiting, so ``--lane 1/3`` does every third portion from the second on, in a
-clone of its own, and ``--join FOLDER`` adds what such a clone has run.
+clone of its own, and ``--join FOLDER`` adds what such a clone has run. ``--page`` only writes
+anew what is told of all portions, in their files and in ``benchmarks/results/chaos.md``.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import resource
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.page import added_up, page, summary
 from tests.chaos.sizes import FIRST, MEASURED, STRIKES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("benchmarks/results/chaos")
+PAGE = RESULTS.with_suffix(".md")
 KILLS = "tests/chaos/test_kills.py"
 OUTAGES = "tests/chaos/test_outages.py"
 BROKER = "tests/chaos/test_broker.py::test_it_dies_forgets_and_falls_silent"
@@ -45,8 +47,6 @@ ORDERS = "tests/store/test_interleavings.py"
 SIMULATION = "tests/store/test_simulation.py"
 PASSED = re.compile(r"^[1-9][0-9]* passed(?!.*skipped)", re.MULTILINE)
 BOTH = ("sqlite", "postgres")
-LARGEST = ("longest_drain_seconds", "longest_takeover_seconds")
-"""What is not added up: of all portions the largest counts."""
 
 Json = dict[str, Any]
 
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--portion", type=int, help="strikes of one run, instead of the cell's own")
     parser.add_argument("--lane", default="0/1", help="share a cell among clones")
     parser.add_argument("--join", type=Path, nargs="+", help="clones whose portions are added")
+    parser.add_argument("--page", action="store_true", help="only tell anew what was run")
     given = parser.parse_args()
     chosen = [name for name in CELLS if name.startswith(given.only)]
     if given.list:
@@ -107,6 +108,10 @@ def main() -> None:
     if given.join:
         for name in chosen:
             join(name, given.join)
+        return
+    if given.page:
+        for name in filter(portions, chosen):
+            write(name, portions(name))
         return
     until = time.monotonic() + 60 * given.minutes
     lane, lanes = map(int, given.lane.split("/"))
@@ -133,8 +138,8 @@ def join(name: str, clones: list[Path]) -> None:
     """Add the portions of a cell that clones have run, once each, in the order of time."""
     found = [portion for root in (ROOT, *clones) for portion in portions(name, root)]
     if found:
-        once = {json.dumps(portion): portion for portion in found}
-        write(name, sorted(once.values(), key=lambda portion: str(portion["at"])))
+        once = {(portion["at"], portion["first"]): portion for portion in reversed(found)}
+        write(name, [portion for _, portion in sorted(once.items())])
 
 
 def run_all(name: str, until: float, portion: int | None, lane: int, lanes: int) -> bool:
@@ -182,8 +187,7 @@ def run(name: str, sizes: dict[str, str]) -> Json:
     seconds = time.monotonic() - started
     # A skip proves nothing.
     passed = ended.returncode == 0 and PASSED.search(ended.stdout) is not None
-    said = MEASURED.findall(ended.stdout)
-    counts = json.loads(said[-1]) if said else {}
+    counts = added_up(json.loads(said) for said in MEASURED.findall(ended.stdout))
     print(f"{'passed' if passed else 'FAILED'} in {seconds:.0f} s: {counts}", flush=True)
     if not passed:
         print(ended.stdout[-60_000:], flush=True)
@@ -193,6 +197,7 @@ def run(name: str, sizes: dict[str, str]) -> Json:
         "cpu_seconds": round(cpu_seconds() - cpu, 1),
         "counts": counts,
         "said": [] if passed else reasons(ended.stdout),
+        "machine": machine(),
         "commit": commit(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -217,28 +222,26 @@ def commit() -> str:
     return git(["git", "rev-parse", "--short", "HEAD"]).strip() + ("-dirty" if changed else "")
 
 
+def machine() -> str:
+    """What the portions run on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
 def write(name: str, found: list[Json]) -> None:
-    """Keep all portions, with their sum on top."""
-    counts: Counter[str] = Counter()
-    passed = [portion for portion in found if portion["passed"]]
-    for portion in passed:
-        for key, value in portion["counts"].items():
-            counts[key] = max(counts[key], value) if key in LARGEST else counts[key] + value
-    survived, asked = sum(portion["strikes"] for portion in passed), CELLS[name].asked
-    result = {
-        "cell": name,
-        "asked": asked,
-        "survived": survived,
-        "complete": survived >= asked,
-        "counts": counts,
-        "failed_portions": len(found) - len(passed),
-        "seconds": round(sum(portion["seconds"] for portion in found), 1),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "portions": found,
-    }
+    """Keep all portions, with what failed and their sum on top; write the page anew."""
     folder = ROOT / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
+    result = told(name, found)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    cells = {each: portions(each, ROOT) for each in CELLS}
+    summaries = [told(each, run) for each, run in cells.items() if run]
+    missing = {each: CELLS[each].asked for each, run in cells.items() if not run}
+    (ROOT / PAGE).write_text(page(summaries, missing))
+
+
+def told(name: str, found: list[Json]) -> Json:
+    """What came out of a cell; portions that do not say where they ran did so on this machine."""
+    return summary(name, CELLS[name].asked, [{"machine": machine(), **each} for each in found])
 
 
 if __name__ == "__main__":

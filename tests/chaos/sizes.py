@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+from collections.abc import Collection
 
 STRIKES = "LETHE_CHAOS_STRIKES"
 FIRST = "LETHE_CHAOS_FIRST"
@@ -28,4 +30,10 @@ def first() -> int:
 
 def measured(**counts: float) -> None:
     """Tell what came out; ``make chaos-full`` adds it up."""
-    print(f"measured {json.dumps(counts)}", flush=True)
+    # A line of its own, whatever pytest has written of the tests before.
+    print(f"\nmeasured {json.dumps(counts)}", flush=True)
+
+
+def percentile(values: Collection[float], percent: float) -> float:
+    """The smallest of the values that so many percent of them do not exceed."""
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
