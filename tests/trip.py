@@ -11,7 +11,7 @@ from unittest.mock import patch
 from sqlalchemy import event, exc
 
 from app.store import session as sessions
-from app.store.blobs import Blobs
+from app.store.blobs import Folder
 
 BLOB_CALLS = ("adopt", "delete", "keys", "scratch")
 
@@ -77,7 +77,7 @@ def blobs_fail(nth: int) -> Iterator[Trip]:
 
         return call
 
-    with patch.multiple(Blobs, **{name: failing(getattr(Blobs, name)) for name in BLOB_CALLS}):
+    with patch.multiple(Folder, **{name: failing(getattr(Folder, name)) for name in BLOB_CALLS}):
         yield trip
 
 

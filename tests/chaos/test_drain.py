@@ -1,9 +1,13 @@
-"""SIGTERM in the middle of a long job: it goes back to the queue, and no attempt is burnt."""
+"""SIGTERM in the middle of a long job: it goes back to the queue, and no attempt is burnt.
+
+Interrupted again and again, it publishes what a training in one go would have.
+"""
 
 from __future__ import annotations
 
 import random
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,12 +15,16 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from app.store.tables import Job, Request
+from tests.chaos.checker import check, settle
+from tests.chaos.nemesis import Nemesis
 from tests.chaos.sizes import measured, strikes
 from tests.chaos.world import PATIENCE_SECONDS, World
 from tests.e2e.client import Client, Json
 from tests.e2e.stack import Distributed, Embedded
 
 LONGEST_DRAIN = 60.0
+EPOCHS_BETWEEN = 1000
+"""Seconds of training for each drain: more than one takes."""
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(36_000)]
 
 
@@ -35,16 +43,17 @@ def test_the_celery_worker_gives_its_job_back(
 
 def interrupt(stack: Embedded | Distributed, url: str, name: str) -> None:
     """Stop the service while a job trains, again and again; look at what is left, and go on."""
-    engine = create_engine(url)
+    drains, rng = strikes(few=2), random.Random(0)
+    engine, nemesis = create_engine(url), Nemesis(url, rng)
     reached = longest = 0.0
     try:
         stack.start()
-        with Client(stack.url, stack.key) as client:
-            world = World(client, stack.folder, random.Random(0), epochs=10_000)
+        with closing(nemesis), Client(stack.url, stack.key) as client:
+            world = World(client, stack.folder, rng, epochs=EPOCHS_BETWEEN * (drains + 1))
             world.build(num_models=1)
             world.ask(num_requests=1)
             request = client.get(f"/unlearn-requests/{next(iter(world.acknowledged))}")
-            for number in range(1, strikes(few=2) + 1):
+            for number in range(1, drains + 1):
                 found = trains(client, request["job_id"])
                 assert found["progress"] >= reached, "the training began again"
                 started = time.monotonic()
@@ -60,10 +69,14 @@ def interrupt(stack: Embedded | Distributed, url: str, name: str) -> None:
                 assert not list((stack.data_dir / "scratch").iterdir()), "scratch was left"
                 reached = found["progress"]
                 stack.start()
+            nemesis.rest()
+        settle(url, stack.data_dir)
+        assert stack.stop()[name] == 0, stack.log(name)
     finally:
         stack.stop()
         engine.dispose()
-    measured(drains=number, lost=0, applied_twice=0, longest_drain_seconds=round(longest, 1))
+    counts = check(url, stack.data_dir, world)
+    measured(drains=drains, longest_drain_seconds=round(longest, 1), **counts)
 
 
 def trains(client: Client, job_id: str) -> Json:

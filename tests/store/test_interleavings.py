@@ -22,6 +22,7 @@ from app.store import clock, jobs, models, requests, tables
 from app.store.errors import Conflict
 from app.store.session import reading, transaction
 from tests import factories
+from tests.chaos.sizes import measured
 from tests.store.conftest import World
 
 
@@ -113,12 +114,14 @@ OTHERS: dict[str, tuple[Verb, ...]] = {
 def test_every_order_of_transactions_keeps_the_promises(store: World, other: str) -> None:
     with transaction() as session:
         dataset = factories.a_dataset(session, store.tenant, factories.index(40, 4))
-    for order in orders(WORK, OTHERS[other]):
+    all_orders = [*orders(WORK, OTHERS[other])]
+    for order in all_orders:
         scene = setting(store, dataset.id)
         for who, verb in order:
             with contextlib.suppress(jobs.LeaseLost, Conflict), transaction() as session:
                 verb(session, scene, who)
         look(scene)
+    measured(orders=len(all_orders))
 
 
 @pytest.mark.postgres
@@ -164,6 +167,7 @@ def test_two_open_transactions_keep_the_promises(store: World, first: Verb, seco
     assert not follower.is_alive()
     assert errors == []
     look(scene)
+    measured(overlaps=1)
 
 
 def orders(ours: Sequence[Verb], theirs: Sequence[Verb]) -> Iterator[list[tuple[str, Verb]]]:

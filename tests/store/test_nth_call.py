@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from app.store import clock, jobs, tables, trash
 from app.store.errors import ServiceError
 from app.store.session import reading, transaction
 from tests import factories
+from tests.chaos.sizes import measured
 from tests.store.conftest import World
 from tests.trip import database_fails
 
@@ -26,11 +28,11 @@ def test_a_request_survives_a_failed_call(sqlite_store: World) -> None:
 
 @pytest.mark.chaos
 def test_a_request_survives_any_failed_call(store: World) -> None:
-    every(1, store)
+    measured(**every(1, store))
 
 
-def every(stride: int, store: World) -> None:
-    """Let each ``stride``-th call fail, until none is left."""
+def every(stride: int, store: World) -> dict[str, int]:
+    """Let each ``stride``-th call fail, until none is left; return what was counted."""
     with transaction() as session:
         dataset = factories.a_dataset(session, store.tenant, factories.index(MOST, 4))
         model = factories.a_model(session, store.tenant, dataset_id=dataset.id)
@@ -39,9 +41,9 @@ def every(stride: int, store: World) -> None:
             request_id = ask(store, model.id, f"r{nth}")
             work(request_id)
             insist(empty_trash)
-        check(store, model.id, count)
+        counts = check(store, model.id, count)
         if not trip.has_failed:
-            return
+            return {"calls_failed": count - 1, **counts}
     raise AssertionError("the way never ends")
 
 
@@ -97,7 +99,7 @@ def empty_trash() -> None:
         trash.removed(session, trash.pending(session))
 
 
-def check(store: World, model_id: str, count: int) -> None:
+def check(store: World, model_id: str, count: int) -> dict[str, int]:
     with reading() as session:
         asked = session.scalars(select(tables.Request)).all()
         chosen = select(tables.Version).where(tables.Version.role == "chain")
@@ -109,6 +111,11 @@ def check(store: World, model_id: str, count: int) -> None:
     assert model.current_version_id == versions[-1].id
     assert {request.applied_version_id for request in asked} == {v.id for v in versions[1:]}
     assert all(job.status == "succeeded" and job.lease_until is None for job in found)
+    forgotten = Counter(row for request in asked for row in request.rows.tolist())
+    twice = sum(times > 1 for times in forgotten.values())
+    assert not twice
+    completed = sum(request.status == "completed" for request in asked)
+    return {"requests": len(asked), "lost": count - completed, "applied_twice": twice}
 
 
 def insist(act: Callable[[], T]) -> T:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ STEPS = [
     *["work", "freeze_one", "end", "report", "study", "ring", "hear", "wait", "keep"] * 2,
     *["restart", "take_back", "cancel", "retry"],
 ]
+ANSWERS = ("completed", "cancelled", "needs_attention")
+"""What may have become of a request in the end."""
 FORGED = "job_forged"
 EVERYDAY = 2
 """Schedules of the everyday suite."""
@@ -115,6 +118,8 @@ class Stage:
     clock: Clock
     tenant: str = ""
     models: tuple[str, ...] = ()
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of all schedules that were played to their end."""
 
     @property
     def template(self) -> Path:
@@ -170,6 +175,7 @@ class Simulation(RuleBasedStateMachine):
         self.seen_requests: dict[str, str] = {}
         self.acknowledged: set[str] = set()
         self.claims: list[jobs.Claim] = []
+        self.steps = 0
 
     def teardown(self) -> None:
         """Nothing fails any more: every job ends, and no request is left without an answer."""
@@ -185,17 +191,39 @@ class Simulation(RuleBasedStateMachine):
                     break
         self.promises_hold()
         with reading() as session:
-            found = {each.id: each.status for each in session.scalars(select(tables.Request))}
             assert not session.scalars(open_jobs).all(), "a job never ends"
-        assert {found[each] for each in self.acknowledged} <= {
-            "completed",
-            "cancelled",
-            "needs_attention",
+        self._count()
+
+    def _count(self) -> None:
+        with reading() as session:
+            asked = [*session.scalars(select(tables.Request))]
+            chain = tables.Version.role == "chain"
+            versions = len(session.scalars(select(tables.Version.id).where(chain)).all())
+            num_jobs = len(session.scalars(select(tables.Job.id)).all())
+        answered = {each.id for each in asked if each.status in ANSWERS}
+        applied = {
+            (each.model_id, row, each.applied_version_id)
+            for each in asked
+            if each.outcome == "erased_exact"
+            for row in each.rows.tolist()
         }
+        lost = len(self.acknowledged - answered)
+        twice = len(applied) - len({place[:2] for place in applied})
+        self.stage.counts.update(
+            schedules=1,
+            steps=self.steps,
+            requests=len(self.acknowledged),
+            jobs=num_jobs,
+            versions=versions - len(self.models),
+            lost=lost,
+            applied_twice=twice,
+        )
+        assert (lost, twice) == (0, 0)
 
     @rule(what=st.sampled_from(STEPS), place=PLACES, other=st.integers(0, 3))
     def happen(self, what: str, place: int, other: int) -> None:
         """One rule for all: as rules of their own, most would be switched off in most runs."""
+        self.steps += 1
         getattr(self, what)(place, other)
 
     def ask(self, place: int, row: int) -> None:
@@ -430,19 +458,26 @@ class Simulation(RuleBasedStateMachine):
 
 @pytest.mark.timeout(36_000)
 def test_the_promises_hold_whatever_happens(migrated: Path) -> None:
-    schedules = strikes(few=EVERYDAY)
-    with a_stage(migrated) as Simulation.stage:
-        play(schedules)
-    measured(schedules=schedules, lost=0, applied_twice=0)
+    with a_stage(migrated) as stage:
+        Simulation.stage = stage
+        play(strikes(few=EVERYDAY), steps())
+    of_this_length = {f"schedules_of_{steps()}_steps": stage.counts["schedules"]}
+    measured(**stage.counts, **of_this_length)
+    assert stage.counts["schedules"] >= strikes(few=EVERYDAY)
 
 
-def play(schedules: int) -> None:
+def steps() -> int:
+    """How long schedules are."""
     is_long = not is_full() or first() // PORTION % LONG_PORTIONS == 0
+    return LONG if is_long else SHORT
+
+
+def play(schedules: int, length: int) -> None:
     run_state_machine_as_test(
         seed(first())(Simulation) if is_full() else Simulation,
         settings=settings(
             max_examples=schedules,
-            stateful_step_count=LONG if is_long else SHORT,
+            stateful_step_count=length,
             deadline=None,
             derandomize=not is_full(),
             phases=[Phase.generate],  # steps cost disk writes: no minutes of shrinking

@@ -21,6 +21,7 @@ from app.store.failpoints import failpoint
 from app.store.jobs import Claim
 from app.store.session import reading, transaction
 from app.store.tables import Dataset, Job, Record
+from tests.chaos.sizes import measured
 from tests.trip import blobs_fail
 from tests.worker.test_jobs import dataset_of, find, queue
 from worker import garbage, steps
@@ -216,6 +217,7 @@ def test_any_failed_call_to_the_blobs_is_recovered_from(settings: Settings, here
         assert dataset_of(job_id).status == "ready"
         assert not [path for path in here.home.path.iterdir() if path.is_dir()]
         if not trip.has_failed:
+            measured(blob_calls_failed=nth - 1, ingested=nth)
             return
     raise AssertionError("the way never ends")
 
