@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,14 +14,21 @@ from sqlalchemy.orm import Session
 from app.store import status
 from app.store.blobs import OWNER
 from app.store.tables import Dataset, Job, Model, Request, Trash, Version
+from tests.chaos import content
 from tests.chaos.world import World
 
 Keys = Callable[[], set[str]]
 """Lists all blobs."""
+Fetch = Callable[[str], Path]
+"""Returns a local file with the bytes of a blob."""
 
 
 def check(
-    database_url: str, data_dir: Path, world: World, keys: Keys | None = None
+    database_url: str,
+    data_dir: Path,
+    world: World,
+    keys: Keys | None = None,
+    fetch: Fetch | None = None,
 ) -> dict[str, int]:
     """Hold the database and the folder against what was acknowledged.
 
@@ -29,6 +37,7 @@ def check(
         data_dir: of the workers.
         world: that asked.
         keys: of the blobs, where they do not lie in ``data_dir``.
+        fetch: one of them, likewise.
 
     Returns:
         What was counted, by name.
@@ -39,8 +48,13 @@ def check(
         jobs = session.scalars(select(Job)).all()
         _check_requests(requests, world)
         _check_jobs(jobs)
+        retrained = 0
         for model in world.models:
-            _check_chain(session, model, requests)
+            versions = _check_chain(session, model, requests)
+            _check_content(
+                versions, jobs, requests, world, fetch or data_dir.joinpath("blobs").joinpath
+            )
+            retrained += len(versions) - 1
         assert _blobs(session, keys or _files(data_dir)) == (set(), set(), 0)
     engine.dispose()
     left = list((data_dir / "scratch").glob("*/*/out"))
@@ -50,6 +64,7 @@ def check(
         "jobs": len(jobs),
         "lost": len(_lost(requests, world)),
         "applied_twice": _applied_twice(requests),
+        "versions_retrained_to_the_bit": retrained,
     }
 
 
@@ -86,7 +101,7 @@ def _check_jobs(jobs: Sequence[Job]) -> None:
         assert job.lease_until is None
 
 
-def _check_chain(session: Session, model_id: str, requests: Sequence[Request]) -> None:
+def _check_chain(session: Session, model_id: str, requests: Sequence[Request]) -> Sequence[Version]:
     versions = session.scalars(
         select(Version)
         .where(Version.model_id == model_id, Version.role == "chain")
@@ -109,6 +124,33 @@ def _check_chain(session: Session, model_id: str, requests: Sequence[Request]) -
     assert {request.applied_version_id for request in ours} == set(jobs)
     for request in ours:
         assert jobs[str(request.applied_version_id)] == request.job_id
+    return versions
+
+
+def _check_content(
+    versions: Sequence[Version],
+    jobs: Sequence[Job],
+    requests: Sequence[Request],
+    world: World,
+    fetch: Fetch,
+) -> None:
+    """Retrain every version of a chain; compare digests, and the bytes of the one in force."""
+    seeds = {job.id: int(job.options["seed"]) for job in jobs if job.kind == "unlearn"}
+    applied = [
+        (
+            seeds[str(version.job_id)],
+            [
+                world.acknowledged[request.id][1]
+                for request in requests
+                if request.applied_version_id == version.id
+            ],
+        )
+        for version in versions[1:]
+    ]
+    expected = content.chain(world.digest, applied, world.epochs)
+    assert [version.digest for version in versions] == expected, "other weights were published"
+    bytes_in_force = fetch(str(versions[-1].blob)).read_bytes()
+    assert hashlib.sha256(bytes_in_force).hexdigest() == expected[-1], "other weights are served"
 
 
 def settle(

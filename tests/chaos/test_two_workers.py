@@ -204,7 +204,7 @@ def test_a_mixed_load_outlives_a_worker(
     for name, worker in site.workers.items():
         assert worker.stop_one(name) == 0, worker.log(name)
         assert not list((worker.data_dir / "scratch").iterdir()), "its successor clears away"
-    counts = check(postgres_url, tmp_path, world, keys=keys)
+    counts = check(postgres_url, tmp_path, world, keys, lambda key: bucket.fetch(key, tmp_path))
     measured(kills=kills, longest_takeover_seconds=round(max(delays), 1), **counts)
     assert max(delays) <= PROMISED_SECONDS
 

@@ -55,9 +55,13 @@ class World:
     epochs: int
     most: int = 4
     """Records of one request."""
+    alike: int = 6
+    """Requests with one seed: those share a job while it is queued, others do not."""
     models: list[str] = field(default_factory=list)
     acknowledged: dict[str, tuple[str, Json]] = field(default_factory=dict)
     """Request id -> model id and selector."""
+    digest: str = ""
+    """SHA-256 of the model that is uploaded, in hex."""
     _left: dict[str, list[str]] = field(default_factory=dict)
 
     def build(self, num_models: int) -> None:
@@ -71,8 +75,8 @@ class World:
     def upload(self, num_models: int) -> list[str]:
         """Upload one dataset and some models on it; return the models, which are not ready yet."""
         data, file = self.folder / "tiny.parquet", self.folder / "tiny.safetensors"
-        ids = _write_dataset(data)
-        _train(file, recipe(3))
+        ids = write_dataset(data)
+        self.digest = train(file, recipe(3))
         dataset = self.client.upload("/datasets", data, {"name": "tiny"})["id"]
         read = self._settled(f"/datasets/{dataset}")
         assert read["status"] == "ready", read
@@ -88,19 +92,21 @@ class World:
 
         Args:
             num_requests: of each model.
-            mend: brings a service back that did not answer; the same call is then made again.
+            mend: called when a service did not answer; the same call is then made again.
         """
         for _ in range(num_requests):
             for model in self.models:
                 ids = [self._left[model].pop() for _ in range(self.rng.randint(1, self.most))]
-                forget = {"type": "record_ids", "record_ids": ids}
-                try:
-                    self.forget(model, forget)
-                except httpx.TransportError:
-                    if mend is None:
-                        raise
-                    mend()
-                    self.forget(model, forget)
+                self._insist(model, {"type": "record_ids", "record_ids": ids}, mend)
+
+    def _insist(self, model: str, forget: Json, mend: Callable[[], None] | None) -> None:
+        while True:
+            try:
+                return self.forget(model, forget)
+            except httpx.TransportError:
+                if mend is None:
+                    raise
+                mend()
 
     def forget(self, model: str, forget: Json) -> None:
         """Ask one model to forget what is selected."""
@@ -110,8 +116,7 @@ class World:
             model,
             forget,
             policy="exact",
-            # Equal requests share a job while it is queued, different ones do not.
-            seed=number // 6,
+            seed=number // self.alike,
         )
         self.acknowledged[body["id"]] = (model, forget)
 
@@ -129,7 +134,8 @@ class World:
         }
 
 
-def _write_dataset(path: Path) -> list[str]:
+def write_dataset(path: Path) -> list[str]:
+    """Write the digits as a dataset is uploaded; return the ids of the training records."""
     digits = load_digits()
     count = 2 * NUM_RECORDS
     ids = [f"r{row:04d}" for row in range(count)]
@@ -144,14 +150,19 @@ def _write_dataset(path: Path) -> list[str]:
     return ids[:NUM_RECORDS]
 
 
-def _train(path: Path, raw_recipe: Json) -> None:
+def records() -> Records:
+    """The training records, without a service in between."""
     digits = load_digits()
-    records = Records(
+    return Records(
         images=torch.tensor(digits.data[:NUM_RECORDS], dtype=torch.float32),
         labels=torch.tensor(digits.target[:NUM_RECORDS]),
         rows=torch.from_numpy(np.arange(NUM_RECORDS)),
         preprocessing=Preprocessing.model_validate(PREPROCESSING),
     )
+
+
+def train(path: Path, raw_recipe: Json) -> str:
+    """Write a model as it is uploaded; return the SHA-256 of the file in hex."""
     model = networks.build(networks.parse(ARCHITECTURE), seed=3)
-    fit(model, records, Recipe.model_validate(raw_recipe), seed=3, device=choose("cpu"))
-    weights.save(model, path)
+    fit(model, records(), Recipe.model_validate(raw_recipe), seed=3, device=choose("cpu"))
+    return weights.save(model, path)
