@@ -37,8 +37,10 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def own_postgres() -> Iterator[str]:
+def own_postgres(*, durable: bool = False) -> Iterator[str]:
     """Run the wheel's PostgreSQL on a socket in a private folder.
+
+    Unless it is to be ``durable`` it never waits for the disk: nothing here outlives a power cut.
 
     The wheel's own launcher is not used: as root it adds a system user and opens every folder above
     its data to everyone. PostgreSQL refuses root, so there it runs as ``nobody``, from a copy that
@@ -71,7 +73,10 @@ def own_postgres() -> Iterator[str]:
         )
         if made.returncode != 0:
             raise NoServer(f"initdb failed: {made.stderr[-2000:]}")
-        with _running_postgres(binaries, data, user), pytest.MonkeyPatch.context() as patch:
+        with (
+            _running_postgres(binaries, data, user, durable),
+            pytest.MonkeyPatch.context() as patch,
+        ):
             # pg_dump refuses a server that is newer than itself.
             patch.setenv("PATH", str(binaries), prepend=os.pathsep)
             yield f"postgresql://postgres@/postgres?host={data}"
@@ -91,9 +96,11 @@ def _copy_of_install(binaries: Path, home: Path) -> Path:
 
 
 @contextmanager
-def _running_postgres(binaries: Path, data: Path, user: str | None) -> Iterator[None]:
+def _running_postgres(
+    binaries: Path, data: Path, user: str | None, durable: bool
+) -> Iterator[None]:
     log = data / "server.log"
-    arguments = ["-D", data, "-k", data, "-h", "", "-F"]  # -F: nothing here outlives a power cut
+    arguments = ["-D", data, "-k", data, "-h", "", *([] if durable else ["-F"])]
     with log.open("wb") as sink:
         server = subprocess.Popen(
             [binaries / "postgres", *arguments], user=user, cwd=data, stdout=sink, stderr=sink

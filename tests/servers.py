@@ -30,16 +30,23 @@ _CLAIM_SECONDS = 7200
 BUCKET = "lethe-tests"
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """URL of a PostgreSQL server, as libpq reads it."""
+@contextmanager
+def a_postgres(*, durable: bool = False) -> Iterator[str]:
+    """URL of a PostgreSQL server; one of our own waits for the disk if it is to be ``durable``."""
     with ExitStack() as stack:
         try:
             server = LISTENING_POSTGRES
             if _wanted(OWN_SERVERS) or not answers(server):
-                server = stack.enter_context(own_postgres())
+                server = stack.enter_context(own_postgres(durable=durable))
         except (NoServer, OSError, psycopg.Error, subprocess.SubprocessError) as error:
             do_without("PostgreSQL", error)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a PostgreSQL server, as libpq reads it."""
+    with a_postgres() as server:
         yield server
 
 

