@@ -1,23 +1,27 @@
 """Forget sets of earlier requests, looked at again: what was forgotten must not come back.
 
 Training goes on after every request, and records that resemble forgotten ones can bring them back.
-So each published rung tells how every earlier forget set fares under it. The records serve for
-nothing else.
+So each published rung tells how every earlier forget set fares under it, with gates that block
+nothing: the present request is not to blame. The records serve for nothing else.
+
+The parent has forgotten them already, so that its own distance from never-seen data is no measure
+of what is allowed: the widest band is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from .attack import population
+from .attack import WIDEST_BAND, population
 from .data import Dataset, Preprocessing, Records
 from .determinism import generator
 from .errors import MissingEvidence
-from .findings import Finding
+from .findings import Finding, Gate
+from .forgetting import forget_accuracy, membership_auc
 from .intervals import proportion
 from .measures import accuracy, correct
 from .problem import Evidence
@@ -27,6 +31,27 @@ MOST_RECORDS = 2000
 """Records of all earlier requests together, as long as each keeps ``FEWEST_EACH``."""
 
 FEWEST_EACH = 20
+
+
+@dataclass(frozen=True)
+class Again:
+    """How earlier forget sets fare under a candidate."""
+
+    findings: list[Finding] = field(default_factory=list)
+    gates: dict[str, list[Gate]] = field(default_factory=dict)
+    """By request id; two-sided, so that poison, which a clean model does not know, fails below."""
+
+    @property
+    def came_back(self) -> list[str]:
+        """Requests of which something is recognised better than never-seen records."""
+        return [
+            request
+            for request, gates in self.gates.items()
+            if any(
+                gate.verdict == "failed" and gate.value is not None and gate.value > gate.band[1]
+                for gate in gates
+            )
+        ]
 
 
 def read(
@@ -52,26 +77,28 @@ def read(
 
 def look_again(
     evidence: Evidence, earlier: Mapping[str, Records], *, batch_size: int, device: torch.device
-) -> list[Finding]:
+) -> Again:
     """Return accuracy and membership AUC of every earlier forget set, parent beside candidate.
 
     Their scope is ``earlier/<request id>``. Without never-seen records of its classes the AUC of a
-    request is inconclusive.
+    request is inconclusive, and so are its gates.
     """
     if not earlier:
-        return []
+        return Again()
     whole = _join([*earlier.values()])
     before = gather(evidence.before, whole, batch_size=batch_size, device=device)
     after = gather(evidence.after, whole, batch_size=batch_size, device=device)
-    findings: list[Finding] = []
+    found = Again()
     start = 0
     for request, records in earlier.items():
         part = slice(start, start + len(records))
         start += len(records)
         own = _own(evidence, records, before[part], after[part])
         scope = f"earlier/{request}"
-        findings += [_accuracy(own, scope), _attack(own, scope)]
-    return findings
+        gates = [membership_auc(own, kappa=WIDEST_BAND), forget_accuracy(own, kappa=WIDEST_BAND)]
+        found.gates[request] = [gate.model_copy(update={"role": "reported"}) for gate in gates]
+        found.findings.extend([_accuracy(own, scope), _attack(own, scope, gates[0])])
+    return found
 
 
 def _sample(rows: list[int], num_requests: int) -> Tensor:
@@ -120,7 +147,7 @@ def _accuracy(own: Evidence, scope: str) -> Finding:
     )
 
 
-def _attack(own: Evidence, scope: str) -> Finding:
+def _attack(own: Evidence, scope: str, gate: Gate) -> Finding:
     plain = Finding(
         audit="membership",
         measure="auc_margin",
@@ -128,19 +155,19 @@ def _attack(own: Evidence, scope: str) -> Finding:
         value=None,
         unit="1",
         examples=len(own.forget),
-        verdict="inconclusive",
+        verdict=gate.verdict,
+        reason=gate.reason,
     )
     try:
         attack = population(own)
         after, before = attack.auc("after"), attack.auc("before")
-    except MissingEvidence as error:
-        return plain.model_copy(update={"reason": str(error)})
+    except MissingEvidence:
+        return plain
     measured = {
         "value": after.value,
         "interval": (after.low, after.high),
         "reference": before.value,
         "reference_name": "before",
         "examples": len(attack.match.forget),
-        "verdict": None,
     }
     return plain.model_copy(update=measured)

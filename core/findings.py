@@ -87,6 +87,9 @@ class Rung(BaseModel):
     """On the union of the job's forget sets; where the rung errored, that there is no model."""
     per_request: dict[str, RequestEvidence] = {}
     """Request id -> gates and findings on that request's own records, with their own power."""
+    earlier: dict[str, list[Gate]] = {}
+    """Id of an earlier request -> gates on what it had forgotten; of a published rung, and never
+    asked of it."""
     tried: list[dict[str, object]] = []
     """Every hyper-parameter a search tried, with what it measured on the tuning half."""
     seconds: float = 0.0

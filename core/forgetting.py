@@ -77,8 +77,11 @@ def poison_accuracy(evidence: Evidence) -> Gate:
     )
 
 
-def membership_auc(evidence: Evidence) -> Gate:
-    """AUC of the margin between forget records and never-seen ones of the same class mix."""
+def membership_auc(evidence: Evidence, *, kappa: float | None = None) -> Gate:
+    """AUC of the margin between forget records and never-seen ones of the same class mix.
+
+    The band is half the parent's own distance at most, or ``kappa`` where that is given.
+    """
     try:
         attack = population(evidence)
         before, after = attack.auc("before", level=LEVEL), attack.auc("after", level=LEVEL)
@@ -86,7 +89,7 @@ def membership_auc(evidence: Evidence) -> Gate:
         return unmeasured(
             "membership_auc", "forgetting", "auc_margin", (0.45, 0.55), "must_pass", str(error)
         )
-    kappa = allowed_band(before.value - 0.5)
+    kappa = allowed_band(before.value - 0.5) if kappa is None else kappa
     power = attack.power(kappa)
     band = (0.5 - kappa, 0.5 + kappa)
     return _comparison(
@@ -102,8 +105,11 @@ def membership_auc(evidence: Evidence) -> Gate:
     )
 
 
-def forget_accuracy(evidence: Evidence) -> Gate:
-    """Accuracy on forget records minus accuracy on never-seen ones of the same class mix."""
+def forget_accuracy(evidence: Evidence, *, kappa: float | None = None) -> Gate:
+    """Accuracy on forget records minus accuracy on never-seen ones of the same class mix.
+
+    The band is half the parent's own distance at most, or ``kappa`` where that is given.
+    """
     try:
         attack = population(evidence)
     except MissingEvidence as error:
@@ -116,7 +122,7 @@ def forget_accuracy(evidence: Evidence) -> Gate:
             str(error),
         )
     before, after = _accuracy_gap(attack, "before")[0], _accuracy_gap(attack, "after")
-    kappa = allowed_band(before.value)
+    kappa = allowed_band(before.value) if kappa is None else kappa
     sd = proportion_null_sd(after[1], len(attack.match.forget), attack.match.effective)
     return _comparison(
         "forget_accuracy",
@@ -193,7 +199,7 @@ def _comparison(
         f"a perfect model would pass with probability {power:.2f} ({count} forget records, "
         f"{len(attack.match.others)} never-seen ones, band +-{(band[1] - band[0]) / 2:.3f})"
     )
-    said = f"{what}; {odds if enough else _powerless(attack, odds)}"
+    said = f"{what}; {odds if enough else _powerless(attack, band, odds)}"
     if attack.left_out:
         said = f"{said}; {attack.left_out}, so that this can't pass"
     return Gate(
@@ -211,10 +217,11 @@ def _comparison(
     )
 
 
-def _powerless(attack: Population, odds: str) -> str:
+def _powerless(attack: Population, band: tuple[float, float], odds: str) -> str:
     """Say in plain words why nothing can be concluded."""
     count = len(attack.match.forget)
-    if attack.power(WIDEST_BAND) < ENOUGH_POWER:
+    is_widest = band[1] - band[0] >= 2 * WIDEST_BAND
+    if is_widest or attack.power(WIDEST_BAND) < ENOUGH_POWER:
         return f"a population attack has no power with {count} records: even {odds}"
     return f"the parent itself is too close to never-seen data to tell anything: even {odds}"
 

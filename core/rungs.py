@@ -20,7 +20,7 @@ from .bank import Bank, References
 from .checkpoints import Keeper
 from .data import Records
 from .determinism import seed_everything
-from .earlier import look_again
+from .earlier import Again, look_again
 from .errors import CoreError, Diverged, Infeasible, MissingEvidence, NothingChanged, OutOfTime
 from .findings import Finding, RequestEvidence, Rung
 from .forgetting import for_purpose, forgetting
@@ -314,10 +314,12 @@ def _judge(case: Case, evidence: Evidence, rung: Rung) -> Rung:
     )
     judged = gates.judge_all(evidence, exact=rung.exact, policy=case.policy, findings=findings)
     publish, reason = may_publish(case.policy, rung.exact, judged)
+    again = Again()
     if publish:
-        findings += look_again(
-            evidence, case.earlier, batch_size=case.batch_size, device=case.device
-        )
+        again = look_again(evidence, case.earlier, batch_size=case.batch_size, device=case.device)
+        findings += again.findings
+    if again.came_back:
+        reason += f"; forgotten before, and recognised again: {', '.join(again.came_back)}"
     status: Literal["published", "refused"] = "published" if publish else "refused"
     return rung.model_copy(
         update={
@@ -325,6 +327,7 @@ def _judge(case: Case, evidence: Evidence, rung: Rung) -> Rung:
             "reason": reason,
             "gates": judged,
             "findings": findings,
+            "earlier": again.gates,
             "per_request": {
                 request: _of_request(evidence, rows, case.policy, exact=rung.exact)
                 for request, rows in case.requests.items()

@@ -86,6 +86,10 @@ class VersionWithFindings(Version):
     baseline: list[Finding] | None = Field(description="Measured when it was prepared.")
     findings: list[Finding] = Field(description="Of the rung that made it.")
     gates: list[Gate] = Field(description="Of the rung that made it.")
+    earlier: dict[str, list[Gate]] = Field(
+        description="Id of an earlier request, and gates on what it had forgotten, looked at again "
+        "under this version. They block nothing; one that failed is named in the job's `reason`."
+    )
     processes: Processes | None = Field(
         description="How many shared the trainings of that rung, where the worker was set to "
         "several."
@@ -140,6 +144,7 @@ def get_version(
         baseline=None if baseline is None else [Finding.model_validate(f) for f in baseline],
         findings=rung.get("findings", []),
         gates=rung.get("gates", []),
+        earlier=rung.get("earlier", {}),
         processes=rung.get("processes"),
         audits=reports(session, _latest_audits(session, row)),
     )

@@ -13,6 +13,9 @@ from app.api import idempotency as edge
 from app.settings import Settings
 from app.store import jobs, session, tables
 from app.store.session import reading, transaction
+from core.findings import Rung
+from core.verdicts import unmeasured
+from tests import factories
 
 from . import files
 from .world import Tenant, assert_problem
@@ -259,6 +262,29 @@ def test_F19_failed_verification(tenant: Tenant, model_id: str) -> None:
     assert (serving["number"], serving["status"]) == (1, "ready")
     checkpoint = f"/models/{model_id}/versions/@serving/checkpoint"
     assert tenant.get(checkpoint).status_code == 200
+
+
+def test_what_came_back_of_an_earlier_request_is_shown(tenant: Tenant, model_id: str) -> None:
+    gate = unmeasured("membership_auc", "forgetting", "auc", (0.45, 0.55), "reported", "none")
+    rung = Rung(
+        index=0,
+        unlearner={"name": "retrain"},
+        exact=True,
+        status="published",
+        reason="exact; forgotten before, and recognised again: req_a",
+        earlier={"req_a": [gate]},
+    ).model_dump(mode="json")
+    request = tenant.forget(model_id).json()
+    with transaction() as writer:
+        claim = jobs.claim(writer, request["job_id"], "w")
+        assert claim is not None
+        factories.publish(writer, claim, rungs=[rung], reason=rung["reason"])
+    result = tenant.get(f"/jobs/{request['job_id']}").json()["result"]
+    assert result["reason"].endswith("recognised again: req_a")
+    assert result["rungs_tried"][0]["earlier"] == {"req_a": [gate.model_dump(mode="json")]}
+    version = tenant.get(f"/models/{model_id}/versions/@serving").json()
+    assert version["earlier"] == result["rungs_tried"][0]["earlier"]
+    assert tenant.get(f"/models/{model_id}/versions/1").json()["earlier"] == {}
 
 
 NAMES = {

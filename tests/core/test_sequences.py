@@ -12,7 +12,8 @@ from core.data import Dataset, Preprocessing
 from core.ingest import ingest
 from core.ladder import unlearn
 from core.unlearners import unlearners
-from tests.worlds import gaussian_world, trained, write_checkpoint, write_dataset
+from tests.core import cases
+from tests.worlds import CPU, gaussian_world, trained, write_checkpoint, write_dataset
 
 LADDER = [{"name": "fine_tune", "epochs": 1, "lr": 0.01}, {"name": "retrain"}]
 
@@ -129,6 +130,47 @@ def test_earlier_records_change_nothing_but_the_findings(run):
     assert set(told) == {("req_a", "accuracy"), ("req_a", "auc_margin")}
     assert told["req_a", "auc_margin"]["interval"] is not None
     assert told["req_a", "accuracy"]["reference_name"] == "before"
+    assert alone["rungs"][-1]["earlier"] == {}
+    gates = {gate["name"]: gate for gate in watched["rungs"][-1]["earlier"]["req_a"]}
+    assert set(gates) == {"membership_auc", "forget_accuracy"}
+    for gate in gates.values():
+        assert (gate["role"], gate["kind"]) == ("reported", "forgetting")
+        assert gate["power"] is not None
+        assert gate["band"][1] - gate["band"][0] == pytest.approx(0.1)
+    assert told["req_a", "auc_margin"]["verdict"] == gates["membership_auc"]["verdict"]
+    assert watched["rungs"][-1]["gates"] == alone["rungs"][-1]["gates"]
+
+
+@functools.cache
+def memorising():
+    """A world whose model knows its records, and one that never saw the first half of them."""
+    found = cases.noise_world(num_train=800, num_holdout=4000, noise_dims=200)
+    return found, cases.oracle(found, cases.first(found, 400))
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_comes_back_is_seen_though_the_parent_knew_nothing_of_it(comes_back):
+    found, clean = memorising()
+    given = cases.evidence(found, trained(found) if comes_back else clean, cases.first(found, 400))
+    parent = cases.evidence(found, clean, cases.first(found, 400))
+    given = dataclasses.replace(
+        given, before=clean, scores={**given.scores, "before": parent.scores["after"]}
+    )
+    forgotten = {"req_a": given.forget, "req_b": given.forget.take(range(5))}
+    again = earlier.look_again(given, forgotten, batch_size=400, device=CPU)
+    auc, accuracy = again.gates["req_a"]
+    assert auc.power > 0.5
+    assert (auc.verdict == "failed") == comes_back, auc.reason
+    assert accuracy.verdict != ("passed" if comes_back else "failed"), accuracy.reason
+    assert again.came_back == (["req_a"] if comes_back else [])
+    assert {gate.verdict for gate in again.gates["req_b"]} == {"inconclusive"}
+
+
+def test_what_came_back_is_named_and_blocks_nothing(run, monkeypatch):
+    monkeypatch.setattr(earlier.Again, "came_back", ["req_a"])
+    result = run(excluded=[0, 1], requests={"req_b": [2]}, earlier={"req_a": [0, 1]})
+    assert result["published"] is not None
+    assert result["reason"].endswith("; forgotten before, and recognised again: req_a")
 
 
 def test_a_rung_that_is_not_published_looks_at_nothing(run):
@@ -149,6 +191,8 @@ def test_without_a_holdout_the_attack_on_earlier_records_is_inconclusive(run):
     attack = again(result)["req_a", "auc_margin"]
     assert (attack["value"], attack["verdict"]) == (None, "inconclusive")
     assert attack["reason"]
+    gates = result["rungs"][result["published"]]["earlier"]["req_a"]
+    assert {gate["verdict"] for gate in gates} == {"inconclusive"}
     assert again(result)["req_a", "accuracy"]["value"] is not None
 
 
