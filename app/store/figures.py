@@ -43,6 +43,8 @@ CODES = tuple(
 )
 """Codes of failures that operators tell apart; all others say that the material is unusable."""
 REFUSED = "refused"
+LOST = {"runner_died": Job.runner_deaths, "lease_lost": Job.lost_leases}
+"""Ends of attempts that say nothing of the job, and where they are counted."""
 BUCKETS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
 """Upper bounds of times to erasure, in seconds."""
 SOON = timedelta(days=7)
@@ -143,6 +145,16 @@ def _lag(session: Session) -> Values:
     return {(): max(0.0, _one(session, unheard)[()])}
 
 
+def _attempts(session: Session) -> Values:
+    running = func.sum(case((Job.status == "running", 1), else_=0))
+    done = func.sum(case(((Job.status == "succeeded") & (Job.epoch > 0), 1), else_=0))
+    chosen = select(func.sum(Job.epoch) - running, done, *map(func.sum, LOST.values()))
+    ended, succeeded, *lost = (float(value or 0) for value in session.execute(chosen).one())
+    found: dict[Labels, float] = {("succeeded",): succeeded}
+    found |= {(name,): num for name, num in zip(LOST, lost, strict=True)}
+    return found | {("other",): ended - sum(found.values())}
+
+
 def _sum(column: Any) -> Callable[[Session], Values]:
     return lambda session: _one(session, select(func.sum(column)))
 
@@ -225,6 +237,16 @@ def _slots(session: Session) -> Values:
     return {(): float(workers.slots(session))}
 
 
+def _sandbox(session: Session) -> Values:
+    found = Counter((str(worker.sandbox),) for worker in workers.live(session) if worker.sandbox)
+    return _all([("L0",), ("L1",), ("L2",)], ((*level, num) for level, num in found.items()))
+
+
+def _memory(session: Session) -> Values:
+    known = [worker.memory_bytes for worker in workers.live(session) if worker.memory_bytes]
+    return {(): float(max(known, default=0))}
+
+
 def _recent(*columns: Any) -> Any:
     return (
         select(*columns)
@@ -259,7 +281,13 @@ FIGURES = (
     Figure("jobs_due", "Queued jobs that could run at once.", (), _due),
     Figure("oldest_job_seconds", "Age of the oldest unfinished job.", ("status",), _oldest),
     Figure("dispatch_lag_seconds", "Longest that a due job has not been rung for.", (), _lag),
-    Figure("attempts_total", "Attempts at jobs, counted at claim.", (), _sum(Job.epoch), "counter"),
+    Figure(
+        "attempts_total",
+        "Attempts at jobs that have ended; other: refused, failed, cancelled or given back.",
+        ("outcome",),
+        _attempts,
+        "counter",
+    ),
     Figure(
         "runner_deaths_total",
         "Attempts whose runner ended without a last word, or whose bytes were missing.",
@@ -288,6 +316,18 @@ FIGURES = (
     Figure("oldest_trash_seconds", "Longest that a file waits to be removed.", (), _oldest_trash),
     Figure("workers", "Living workers by kind.", ("kind",), _workers),
     Figure("worker_slots", "Jobs that the living workers can do at once.", (), _slots),
+    Figure(
+        "sandbox_level",
+        "Living workers by how well their runners are walled in.",
+        ("level",),
+        _sandbox,
+    ),
+    Figure(
+        "worker_memory_bytes",
+        "Memory in which the largest living worker computes: of its accelerator, or of a runner.",
+        (),
+        _memory,
+    ),
     Figure(
         "rungs_last_day",
         "Rungs of jobs that ended within a day, by unlearner and status.",

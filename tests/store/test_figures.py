@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from app.store import clock, figures, jobs, tables, workers
+from app.store import session as sessions
 from app.store.session import reading, transaction
 from tests import factories
 from tests.store.conftest import World
@@ -37,6 +38,12 @@ def change(**values: object) -> None:
         session.execute(update(tables.Job).values(**values))
 
 
+def attempts_since(before: figures.Values) -> dict[str, float]:
+    """Attempts that ended meanwhile, by outcome; what did not change is left out."""
+    found = {name: value - before[name,] for (name,), value in read("attempts_total").items()}
+    return {name: num for name, num in found.items() if num}
+
+
 def test_an_empty_store_has_every_figure(store: World) -> None:
     for figure in figures.FIGURES:
         values = read(figure.name)
@@ -56,17 +63,19 @@ def test_a_job_from_queue_to_end(store: World) -> None:
     assert read("oldest_job_seconds")["queued",] == pytest.approx(3600, abs=60)
     assert read("dispatch_lag_seconds")[()] == pytest.approx(3600, abs=60)
     assert read("requests")["queued",] == 1
-    before = read("attempts_total")[()]
+    before = read("attempts_total")
     claim = claimed(request)
     assert read("oldest_job_seconds")["queued",] == 0
     assert read("oldest_job_seconds")["running",] < 60
-    assert read("attempts_total") == {(): before + 1}
+    assert attempts_since(before) == {}, "it is not over"
     with transaction() as session:
         jobs.release(session, claim)
-    assert read("attempts_total") == {(): before + 1}, "a counter never falls"
+    assert attempts_since(before) == {"other": 1}
     claim = claimed(request)
+    assert attempts_since(before) == {"other": 1}
     with transaction() as session:
         factories.publish(session, claim)
+    assert attempts_since(before) == {"other": 1, "succeeded": 1}
     assert read("jobs")["unlearn", "succeeded"] == 1
     assert read("versions") == {
         ("validating",): 0,
@@ -159,6 +168,33 @@ def test_workers(store: World) -> None:
         workers.seen(session, "w2", "celery", 2)
     assert read("workers") == {("celery",): 2, ("embedded",): 0}
     assert read("worker_slots") == {(): 3}
+    assert read("worker_memory_bytes") == {(): 0}
+    with transaction() as session:
+        workers.seen(session, "w1", "celery", 1, "L1", 5)
+        workers.seen(session, "w2", "celery", 2, "L0", 7)
+    assert read("sandbox_level") == {("L0",): 1, ("L1",): 1, ("L2",): 0}
+    assert read("worker_memory_bytes") == {(): 7}
+    with transaction() as session:
+        workers.leave(session, "w2")
+    assert read("sandbox_level") == {("L0",): 0, ("L1",): 1, ("L2",): 0}
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_attempts_by_outcome(store: World, is_last: bool) -> None:
+    most = 1 if is_last else 3
+    sessions.configure(
+        store.settings.model_copy(update={"max_runner_deaths": most, "max_lost_leases": most})
+    )
+    died, lost = asked(store), asked(store)
+    before = read("attempts_total")
+    claim = claimed(died)
+    with transaction() as session:
+        jobs.fail(session, claim, "runner_died", "", retryable=True)
+    claimed(lost)
+    with transaction() as session:
+        jobs.free_all(session)
+    assert read("jobs")["unlearn", "failed"] == 2 * is_last
+    assert attempts_since(before) == {"runner_died": 1, "lease_lost": 1}
 
 
 def test_bytes_that_are_kept(store: World) -> None:
