@@ -164,8 +164,11 @@ async def get_dataset(
         with reading() as session:
             return shape(datasets.get(session, caller.tenant_id, dataset_id))
 
-    found = await settled(http_request, wait, read, lambda item: item.status != "validating")
-    again = retry_after(None) if found.status == "validating" else None
+    def done(found: Dataset) -> bool:
+        return found.status != "validating" or found.rejection is not None
+
+    found = await settled(http_request, wait, read, done)
+    again = None if done(found) else retry_after(None)
     return conditional(found, if_none_match, wait=wait, retry_after=again)
 
 

@@ -227,7 +227,9 @@ async def get_model(
             return shape(session, models.get(session, caller.tenant_id, model_id))
 
     def done(found: Model) -> bool:
-        return found.latest_version.status != "validating" or found.status == "deleted"
+        latest = found.latest_version
+        is_checked = latest.status != "validating" or latest.rejection is not None
+        return is_checked or found.status == "deleted"
 
     found = await settled(http_request, wait, read, done)
     again = None if done(found) else retry_after(None)

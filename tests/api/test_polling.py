@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from app.api import waiting
-from app.store import tables
+from app.store import jobs, tables
 from app.store.session import transaction
 
 from .world import Tenant
@@ -152,3 +152,28 @@ def test_cancel_of_a_running_job_is_asked_for(tenant: Tenant, job_id: str) -> No
 def test_cancel_takes_no_options(tenant: Tenant, job_id: str) -> None:
     answer = tenant.call("POST", f"/jobs/{job_id}/cancel", json={"force": True})
     assert (answer.status_code, answer.json()["code"]) == (422, "unknown_field")
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets"])
+def test_what_waits_for_a_retry_is_not_waited_for(
+    tenant: Tenant, pauses: list[float], kind: str
+) -> None:
+    if kind == "models":
+        path = f"/models/{tenant.model(dataset_id=tenant.ready_dataset())}"
+    else:
+        path = f"/datasets/{tenant.dataset()}"
+    with transaction() as session:
+        (job_id,) = jobs.due(session)
+        claim = jobs.claim(session, job_id, "w")
+        assert claim is not None
+        jobs.fail(session, claim, "gpu_out_of_memory", "too little memory", False)
+    answer = tenant.get(path, Prefer="wait=30")
+    assert "retry-after" not in answer.headers
+    found = answer.json().get("latest_version", answer.json())
+    cause = {"code": "gpu_out_of_memory", "detail": "too little memory"}
+    assert (found["status"], found["rejection"]) == ("validating", cause)
+    assert pauses == []
+    job = tenant.get(f"/jobs/{job_id}").json()
+    again = tenant.call("POST", job["links"]["retry"])
+    assert (again.status_code, again.json()["retry_of"]) == (202, job_id)
+    assert "retry-after" in tenant.get(path).headers

@@ -50,12 +50,12 @@ class Service:
             )
 
     def wait_ready(self, path: str, status: Callable[[Json], str]) -> Json:
-        """Poll until ``status`` of the resource is no longer ``validating``; raise if rejected."""
+        """Poll until ``status`` of the resource is ``ready``; raise if checking it failed."""
         while True:
             body = _checked(self.http.get(path, headers={"Prefer": "wait=30"}))
             if status(body) == "ready":
                 return body
-            if status(body) != "validating":
+            if status(body) != "validating" or body.get("latest_version", body)["rejection"]:
                 raise RuntimeError(f"{path} is {status(body)}: {json.dumps(body)}")
 
     def forget(self, key: str, body: Json) -> Json:
