@@ -7,13 +7,21 @@ Everything is computed in float64 on the CPU, because evidence rests on it.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from scipy import special
 from torch import Tensor
 from torch.nn import functional as F
 
-from .intervals import Estimate, effective_size, need, placements, proportion
+from .intervals import (
+    Estimate,
+    effective_size,
+    need,
+    placements,
+    proportion,
+    proportion_difference,
+)
 
 
 def accuracy(logits_NC: Tensor, labels_N: Tensor) -> float:
@@ -158,6 +166,47 @@ def tpr_at_fpr(
     allowed = int((above <= fpr + 1e-9).sum())
     threshold = ordered[min(allowed, len(ordered) - 1)]
     return proportion(int((members.double() > threshold).sum()), len(members))
+
+
+def balanced_accuracy(members: Tensor, others: Tensor, weights: Tensor | None = None) -> Estimate:
+    """Balanced accuracy of the best threshold, chosen on every second score, on the rest.
+
+    90 % interval. Half of it is chance; chosen and judged on the same scores, chance would be more.
+
+    Raises:
+        ValueError: if either side has fewer than two scores.
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 0.0])).value
+        1.0
+    """
+    need(len(members) // 2, "members to choose a threshold on")
+    need(len(others) // 2, "non-members to choose a threshold on")
+    x, y = members.double(), others.double()
+    w = torch.ones_like(y) if weights is None else weights.double()
+    above = _shares_above(x[::2], y[::2], w[::2], torch.cat([x[::2], y[::2]]).unique())
+    best = int((above.members - above.others).argmax())
+    found = _shares_above(x[1::2], y[1::2], w[1::2], above.thresholds[best : best + 1])
+    gap = proportion_difference(
+        float(found.members), len(x) // 2, float(found.others), effective_size(w[1::2])
+    )
+    return Estimate(*(0.5 + each / 2 for each in gap))
+
+
+class _Above(NamedTuple):
+    """Shares of members and of others above each threshold."""
+
+    thresholds: Tensor
+    members: Tensor
+    others: Tensor
+
+
+def _shares_above(x: Tensor, y: Tensor, weights: Tensor, thresholds: Tensor) -> _Above:
+    ordered, order = y.sort()
+    mass = torch.cat([y.new_zeros(1), weights[order].cumsum(0) / weights.sum()])
+    below = torch.searchsorted(x.sort().values, thresholds, right=True).double() / len(x)
+    others = mass[torch.searchsorted(ordered, thresholds, right=True)]
+    return _Above(thresholds, 1 - below, (1 - others).clamp(0, 1))
 
 
 def kolmogorov_smirnov(

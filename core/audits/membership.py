@@ -4,20 +4,30 @@ Source: Yeom et al. 2018, arXiv:1709.01604 (threshold attack); score scale of Ca
     arXiv:2112.03570; modified entropy of Song and Mittal 2021, arXiv:2003.10595.
 Differs: no oracle and no shadow models; never-seen records are weighted to the class mix of the
     forget set. Two-sided: an AUC below 1/2 marks the forget records just as well.
-Reference: the parent's own value; a perfect model scores 1/2 (AUC), 1 % (TPR at 1 % FPR), 0 (KS).
+Reference: the parent's own value; a perfect model scores 1/2 (AUC, balanced accuracy), 1 % (TPR at
+    1 % FPR), 0 (KS).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from ..attack import Population, Score, allowed_band, population, sureness
 from ..findings import Finding
-from ..measures import kolmogorov_smirnov, margin, tpr_at_fpr
+from ..intervals import Estimate
+from ..measures import balanced_accuracy, kolmogorov_smirnov, margin, tpr_at_fpr
 from ..problem import Evidence
 from ._registry import AuditOptions, Need, audits
+
+LOWEST_FPR = 0.001
+
+Measure = Callable[[Tensor, Tensor, Tensor], Estimate]
+"""Scores of members and of others, and weights of the others, to one value."""
 
 
 class MembershipConfig(AuditOptions):
@@ -25,7 +35,10 @@ class MembershipConfig(AuditOptions):
 
     name: Literal["membership"] = "membership"
     fpr: float = Field(
-        0.01, gt=0, lt=1, description="False positive rate at which the hit rate is read."
+        0.01,
+        gt=0,
+        lt=1,
+        description="False positive rate at which the hit rate is read, beside that of 0.1 %.",
     )
 
     needs: ClassVar[tuple[Need, ...]] = ("holdout",)
@@ -36,7 +49,8 @@ class MembershipConfig(AuditOptions):
 
 @audits
 def membership(evidence: Evidence, config: MembershipConfig) -> list[Finding]:
-    """Return AUC (margin and modified entropy), TPR at low FPR, KS distance, and the power.
+    """Return AUC (margin and modified entropy), TPR at low FPR, balanced accuracy at a threshold
+    chosen on half of the scores, KS distance, and the power.
 
     Raises:
         MissingEvidence: without never-seen records of the forgotten classes.
@@ -45,7 +59,8 @@ def membership(evidence: Evidence, config: MembershipConfig) -> list[Finding]:
     return [
         _auc(attack, "auc_margin", margin),
         _auc(attack, "auc_modified_entropy", sureness),
-        _tpr(attack, config.fpr),
+        *(_tpr(attack, fpr) for fpr in dict.fromkeys((config.fpr, LOWEST_FPR))),
+        _measured(attack, "balanced_accuracy", balanced_accuracy),
         *_ks(attack),
         _power(attack),
     ]
@@ -68,12 +83,16 @@ def _auc(attack: Population, measure: str, score: Score) -> Finding:
 
 
 def _tpr(attack: Population, fpr: float) -> Finding:
+    return _measured(attack, f"tpr_at_{fpr:g}_fpr", partial(tpr_at_fpr, fpr=fpr))
+
+
+def _measured(attack: Population, measure: str, found: Measure) -> Finding:
+    """Tell a measure of margins; inconclusive where there are too few records for it."""
     weights = attack.match.weights
     count = len(attack.match.forget)
-    measure = f"tpr_at_{fpr:g}_fpr"
     try:
-        after = tpr_at_fpr(*attack.scores("after"), weights, fpr=fpr)
-        before = tpr_at_fpr(*attack.scores("before"), weights, fpr=fpr)
+        after = found(*attack.scores("after"), weights)
+        before = found(*attack.scores("before"), weights)
     except ValueError as error:
         return Finding(
             audit="membership",

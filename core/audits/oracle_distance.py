@@ -1,8 +1,11 @@
 """How far the predictions are from an oracle's, record by record.
 
 Source: Golatkar et al. 2021, arXiv:2012.13431 (activation distance); Chundawat et al., AAAI 2023,
-    arXiv:2205.08096 (Jensen-Shannon divergence to a retrained model).
-Differs: the divergence is in bits, per record and then averaged, and 0 for equal predictions.
+    arXiv:2205.08096 (Jensen-Shannon divergence to a retrained model); Maini et al. 2024,
+    arXiv:2401.06121 (Kolmogorov-Smirnov test against a retrained model).
+Differs: the divergence is in bits, per record and then averaged, and 0 for equal predictions; the
+    test is on margins (there: truth ratios of a language model), and tells its distance too, since
+    its p-value falls with the number of records for any fixed distance.
 Reference: an oracle, which it needs. With a second oracle the distance between the two is the
     noise floor, and the ratio to it is what to read: about 1 is as good as retraining. Without a
     second one the reference is the parent's distance, which shows the way that was gone.
@@ -10,14 +13,20 @@ Reference: an oracle, which it needs. With a second oracle the distance between 
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
+import torch
 from torch import Tensor
 
+from ..data import Records
 from ..distances import activation_distance, alike, ends, jensen_shannon, mean_interval
+from ..errors import MissingEvidence
 from ..findings import Finding
 from ..intervals import Estimate
+from ..measures import kolmogorov_smirnov, margin
 from ..problem import Evidence
 from ..verdicts import LEVEL
 from ._registry import AuditOptions, Need, audits
@@ -41,7 +50,8 @@ MEASURES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 
 @audits
 def oracle_distance(evidence: Evidence, config: OracleDistanceConfig) -> list[Finding]:
-    """Return both distances on forget, retained and never-seen records, and their ratios.
+    """Return both distances on forget, retained and never-seen records, and their ratios, and how
+    far the distributions of margins are apart.
 
     Raises:
         MissingEvidence: without an oracle.
@@ -81,4 +91,39 @@ def oracle_distance(evidence: Evidence, config: OracleDistanceConfig) -> list[Fi
                         examples=len(after),
                     )
                 )
+        findings += _ks(evidence, role, other)
     return findings
+
+
+def _ks(evidence: Evidence, role: str, other: str) -> list[Finding]:
+    """Two-sample test of margins, and the logarithm of its p-value."""
+    records = {"forget": evidence.forget, "retain": evidence.retain, "holdout": evidence.holdout}
+    labels = cast("Records", records[role]).labels
+    margins = {
+        name: margin(evidence.scores[name][role], labels) for name in ("after", "oracle", other)
+    }
+    if any(bool(torch.isnan(each).any()) for each in margins.values()):
+        raise MissingEvidence("some predictions are not a number")
+    after, reference = (
+        kolmogorov_smirnov(margins[name], margins["oracle"]) for name in ("after", other)
+    )
+    return [
+        Finding(
+            audit="oracle_distance",
+            measure=measure,
+            scope=role,
+            value=value,
+            unit=unit,
+            reference=of_reference,
+            reference_name="second oracle" if other == "oracle_2" else "before",
+            examples=len(labels),
+        )
+        for measure, unit, value, of_reference in (
+            ("ks_distance", "1", after[0], reference[0]),
+            ("ks_log10_p", "decades", _log10(after[1]), _log10(reference[1])),
+        )
+    ]
+
+
+def _log10(p: float) -> float:
+    return math.log10(max(p, sys.float_info.min))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from scipy import stats
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from core import intervals, measures
 
@@ -152,6 +152,46 @@ def test_tpr_without_hits_is_bounded_not_zero():
 def test_tpr_needs_enough_others():
     with pytest.raises(ValueError, match="cannot show"):
         measures.tpr_at_fpr(torch.zeros(5), torch.zeros(99))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_balanced_accuracy_agrees_with_an_independent_reference(weighted):
+    draw = torch.Generator().manual_seed(0)
+    members = (torch.randn(301, generator=draw) + 0.8).round(decimals=1)
+    others = torch.randn(500, generator=draw).round(decimals=1)
+    weights = torch.rand(500, generator=draw).double() if weighted else torch.ones(500).double()
+
+    def half(start):
+        scores = torch.cat([members[start::2], others[start::2]]).double()
+        truth = torch.arange(len(scores)) < len(members[start::2])
+        # Each side counts as a whole whatever its weights sum to.
+        return truth, scores, torch.cat([torch.ones(int(truth.sum())), weights[start::2]])
+
+    truth, scores, mass = half(0)
+    fpr, tpr, thresholds = roc_curve(truth, scores, sample_weight=mass, drop_intermediate=False)
+    threshold = thresholds[(tpr - fpr).argmax()]
+    truth, scores, mass = half(1)
+    expected = balanced_accuracy_score(truth, scores >= threshold, sample_weight=mass)
+    found = measures.balanced_accuracy(members, others, weights)
+    assert found.value == pytest.approx(expected, abs=1e-9)
+    assert found.low < found.value < found.high
+
+
+def test_balanced_accuracy_of_nothing_is_chance():
+    """A threshold chosen on the scores that it is judged on would find something."""
+    draw = torch.Generator().manual_seed(0)
+    found = [
+        measures.balanced_accuracy(torch.randn(20, generator=draw), torch.randn(40, generator=draw))
+        for _ in range(300)
+    ]
+    assert sum(each.value for each in found) / 300 == pytest.approx(0.5, abs=0.02)
+    assert sum(each.low < 0.5 < each.high for each in found) > 0.85 * 300
+
+
+@pytest.mark.parametrize(("members", "others"), [(1, 9), (9, 1)])
+def test_balanced_accuracy_needs_a_split(members, others):
+    with pytest.raises(ValueError, match="choose a threshold"):
+        measures.balanced_accuracy(torch.zeros(members), torch.zeros(others))
 
 
 def test_ks_distance_of_weighted_records_is_that_of_repeated_ones():

@@ -7,10 +7,12 @@ from functools import lru_cache
 
 import pytest
 import torch
+from sklearn.metrics import roc_curve
 
 from core import weights
+from core.attack import population
 from core.audits import AuditOptions, audits, run_all, run_chosen
-from core.measures import accuracy
+from core.measures import accuracy, balanced_accuracy
 from tests.core import cases
 from tests.worlds import digits_world, gaussian_world, trained
 
@@ -183,9 +185,27 @@ def test_a_low_false_positive_rate_needs_never_seen_records():
     evidence = given()
     scores = {m: {**s, "holdout": s["holdout"][:50]} for m, s in evidence.scores.items()}
     findings = found(dataclasses.replace(evidence, holdout=few, scores=scores), "membership")
-    finding = one(findings, "tpr_at_0.01_fpr")
-    assert (finding.value, finding.verdict) == (None, "inconclusive")
-    assert "false positive" in finding.reason
+    for measure in ("tpr_at_0.01_fpr", "tpr_at_0.001_fpr"):
+        finding = one(findings, measure)
+        assert (finding.value, finding.verdict) == (None, "inconclusive")
+        assert "false positive" in finding.reason
+
+
+def test_hits_are_counted_at_both_rates_that_are_usual():
+    world = cases.noise_world(num_train=200, num_holdout=4000, noise_dims=100)
+    evidence = cases.evidence(world, trained(world), cases.first(world, 100))
+    findings = found(evidence, "membership")
+    attack = population(evidence)
+    shares = attack.match.weights
+    for measure, fpr in (("tpr_at_0.01_fpr", 0.01), ("tpr_at_0.001_fpr", 0.001)):
+        members, others = attack.scores("after")
+        scores = torch.cat([members, others])
+        mass = torch.cat([torch.ones(len(members)), shares])
+        rates = roc_curve(torch.arange(len(scores)) < len(members), scores, sample_weight=mass)
+        assert one(findings, measure).value == rates[1][rates[0] <= fpr + 1e-9].max()
+    chosen = one(findings, "balanced_accuracy")
+    assert chosen.value == balanced_accuracy(*attack.scores("after"), shares).value
+    assert 0.5 < chosen.interval[0] < chosen.value
 
 
 def test_missing_evidence_becomes_an_inconclusive_finding_with_a_reason():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from core.audits import audits
 from core.distances import (
@@ -17,7 +18,7 @@ from core.distances import (
     mean_interval,
 )
 from core.errors import MissingEvidence
-from core.measures import accuracy
+from core.measures import accuracy, margin
 from core.svc import efficacy
 from tests.core import cases
 from tests.worlds import trained
@@ -99,6 +100,42 @@ def test_the_noise_floor_is_the_distance_between_two_oracles():
     ratio = findings["jensen_shannon_over_floor", "forget"]
     assert ratio.value == pytest.approx(found.value / floor)
     assert ratio.interval[0] > 1.0
+
+
+def test_margins_are_compared_with_the_oracle_as_distributions():
+    given = evidence("parent", 2)
+    findings = run("oracle_distance", given)
+    for role in ("forget", "retain", "holdout"):
+        labels = getattr(given, role).labels
+        margins = {name: margin(given.scores[name][role], labels).numpy() for name in given.scores}
+        for name, told in (("after", "value"), ("oracle_2", "reference")):
+            expected = stats.ks_2samp(margins[name], margins["oracle"])
+            distance, log_p = (
+                getattr(findings[measure, role], told) for measure in ("ks_distance", "ks_log10_p")
+            )
+            assert distance == pytest.approx(expected.statistic)
+            assert log_p == pytest.approx(math.log10(expected.pvalue))
+    assert findings["ks_distance", "forget"].reference_name == "second oracle"
+    same = run("oracle_distance", evidence())
+    assert (same["ks_distance", "forget"].value, same["ks_log10_p", "forget"].value) == (0.0, 0.0)
+
+
+def test_a_p_value_beyond_all_numbers_has_a_logarithm():
+    given = evidence("fresh")
+    count = 3000
+    scores = {
+        name: {"forget": torch.tensor([[value, 0.0, 0.0]]).expand(count, 3)}
+        for name, value in (("before", 1.0), ("after", 9.0), ("oracle", 1.0))
+    }
+    forget = dataclasses.replace(
+        given.forget,
+        images=torch.zeros(count, 1),
+        labels=torch.zeros(count, dtype=torch.int64),
+        rows=torch.arange(count),
+    )
+    found = run("oracle_distance", dataclasses.replace(given, forget=forget, scores=scores))
+    assert found["ks_distance", "forget"].value == 1.0
+    assert -400 < found["ks_log10_p", "forget"].value < -300
 
 
 def test_gaps_of_an_oracle_to_itself_are_none():
