@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -71,9 +72,19 @@ class Sweeper(threading.Thread):
             workers.leave(session, self._worker)
 
     def _sweep(self) -> None:
+        share = _free_share()
         try:
             with transaction() as session:
-                workers.seen(session, self._worker, self._kind, 1, self._sandbox, self._memory)
+                workers.seen(
+                    session,
+                    self._worker,
+                    self._kind,
+                    1,
+                    self._sandbox,
+                    self._memory,
+                    scratch_free_share=share,
+                    missing_blobs=self._cleaner.num_missing,
+                )
                 counts = jobs.sweep(session) if time.monotonic() >= self._frees_from else {}
                 failpoint("sweep.before_commit")
         except OUTAGE:
@@ -110,6 +121,8 @@ class Cleaner(threading.Thread):
         super().__init__(name="cleaner", daemon=True)
         self._closing = closing
         self._search_at = 0.0
+        self.num_missing: int | None = None
+        """Files that rows count on and the last search did not find; None before the first one."""
 
     def run(self) -> None:
         """Clean until ``closing`` is set; what fails is tried again, and keeps nothing else."""
@@ -127,8 +140,21 @@ class Cleaner(threading.Thread):
         if time.monotonic() < self._search_at:
             return
         self._search_at = time.monotonic() + blobs().listing_seconds
-        _survive(partial(garbage.collect, self._closing))
+        _survive(self._collect)
         homes.remove_leftovers(settings().data_dir)
+
+    def _collect(self) -> None:
+        _, missing = garbage.collect(self._closing)
+        self.num_missing = len(missing)
+
+
+def _free_share() -> float | None:
+    """How much of the disk of the scratch is free, 0 to 1; None if it cannot be read."""
+    try:
+        disk = shutil.disk_usage(settings().data_dir / "scratch")
+    except OSError:
+        return None
+    return disk.free / disk.total if disk.total else None
 
 
 def _survive(act: Callable[[], object]) -> None:

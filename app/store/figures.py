@@ -247,6 +247,18 @@ def _memory(session: Session) -> Values:
     return {(): float(max(known, default=0))}
 
 
+def _scratch(session: Session) -> Values:
+    shares = [worker.scratch_free_share for worker in workers.live(session)]
+    known = [share for share in shares if share is not None]
+    return {(): min(known)} if known else {}
+
+
+def _missing(session: Session) -> Values:
+    return {
+        (): float(max((worker.missing_blobs or 0 for worker in workers.live(session)), default=0))
+    }
+
+
 def _recent(*columns: Any) -> Any:
     return (
         select(*columns)
@@ -327,6 +339,18 @@ FIGURES = (
         "Memory in which the largest living worker computes: of its accelerator, or of a runner.",
         (),
         _memory,
+    ),
+    Figure(
+        "worker_free_share",
+        "Free share of the fullest disk that runners of the living workers write to.",
+        (),
+        _scratch,
+    ),
+    Figure(
+        "missing_blobs",
+        "Files that rows count on and that the last search for garbage did not find.",
+        (),
+        _missing,
     ),
     Figure(
         "rungs_last_day",

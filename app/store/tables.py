@@ -501,6 +501,10 @@ class Worker(Base):
     """Level of the walls around its runners."""
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Of its accelerator, or of a runner where there is none; None if it does not compute."""
+    scratch_free_share: Mapped[float | None]
+    """Of the disk that its runners write to; None if that was not readable."""
+    missing_blobs: Mapped[int | None]
+    """Files that rows count on and its last search did not find; None before the first search."""
     seen_at: Mapped[float]
 
 

@@ -25,11 +25,15 @@ def seen(
     slots: int,
     sandbox: str | None = None,
     memory_bytes: int | None = None,
+    *,
+    scratch_free_share: float | None = None,
+    missing_blobs: int | None = None,
 ) -> None:
-    """Note that a worker lives, how well its runners are walled in, and what they compute in."""
+    """Note that a worker lives, how well its runners are walled in, and what it sees."""
     worker = session.get(Worker, worker_id) or Worker(id=worker_id)
     worker.kind, worker.slots, worker.sandbox = kind, slots, sandbox
     worker.memory_bytes = memory_bytes
+    worker.scratch_free_share, worker.missing_blobs = scratch_free_share, missing_blobs
     worker.seen_at = session.scalar(select(clock.now())) or 0.0
     session.add(worker)
     session.flush()

@@ -179,6 +179,21 @@ def test_workers(store: World) -> None:
     assert read("sandbox_level") == {("L0",): 0, ("L1",): 1, ("L2",): 0}
 
 
+def test_what_workers_see(store: World) -> None:
+    assert read("worker_free_share") == {}, "nobody has looked"
+    assert read("missing_blobs") == {(): 0}
+    with transaction() as session:
+        workers.seen(session, "w1", "celery", 1)
+        workers.seen(session, "w2", "celery", 1, scratch_free_share=0.5, missing_blobs=0)
+        workers.seen(session, "w3", "celery", 1, scratch_free_share=0.25, missing_blobs=2)
+    assert read("worker_free_share") == {(): 0.25}
+    assert read("missing_blobs") == {(): 2}
+    with transaction() as session:
+        workers.leave(session, "w3")
+    assert read("worker_free_share") == {(): 0.5}
+    assert read("missing_blobs") == {(): 0}
+
+
 @pytest.mark.parametrize("is_last", [False, True])
 def test_attempts_by_outcome(store: World, is_last: bool) -> None:
     most = 1 if is_last else 3

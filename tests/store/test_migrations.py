@@ -9,9 +9,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, inspect, text
 
-from app.store import isolation
+from app.store import isolation, workers
 from app.store import session as sessions
-from app.store.session import MIGRATIONS
+from app.store.session import MIGRATIONS, reading, transaction
 from tests.store.conftest import World, settings_of
 
 
@@ -48,6 +48,17 @@ def test_down_and_up_again(store: World) -> None:
     assert inspect(sessions.engine()).get_table_names() == ["alembic_version"]
     sessions.upgrade()
     assert sessions.at_head()
+
+
+def test_a_living_worker_outlives_the_way_down_and_up(store: World) -> None:
+    """Nothing was seen by a worker of the release before; it is live all the same."""
+    with transaction() as session:
+        workers.seen(session, "w", "celery", 1, scratch_free_share=0.5, missing_blobs=3)
+    command.downgrade(_config(), "0012")
+    command.upgrade(_config(), "head")
+    with reading() as session:
+        (worker,) = workers.live(session)
+    assert (worker.id, worker.scratch_free_share, worker.missing_blobs) == ("w", None, None)
 
 
 @pytest.mark.postgres

@@ -21,7 +21,7 @@ from app.store.tables import Job, Record
 from tests import factories
 from tests.store.test_homes import leave
 from tests.trip import database_fails
-from tests.worker.test_jobs import find, queue
+from tests.worker.test_jobs import dataset_of, find, queue
 from tests.worker.test_lease import eventually
 from worker.alive import goes_round
 from worker.sweep import Cleaner, Sweeper
@@ -65,6 +65,32 @@ def test_the_index_of_a_dataset_that_is_gone_is_removed(settings: Settings) -> N
     Cleaner(threading.Event())._clean()
     with reading() as session:
         assert session.scalars(select(Record)).all() == []
+
+
+def test_a_sweeper_tells_what_its_worker_sees(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeper = Sweeper("w", "embedded", "L1", 7)
+    sweeper._sweep()
+    with reading() as session:
+        (worker,) = workers.live(session)
+    assert worker.missing_blobs is None, "it has not searched yet"
+    blob = dataset_of(queue("ok")).blob
+    assert blob is not None
+    blobs().delete(blob)
+    sweeper._cleaner._clean()
+    usage = Mock(free=1, total=4)
+    monkeypatch.setattr("worker.sweep.shutil.disk_usage", lambda folder: folder.stat() and usage)
+    sweeper._sweep()
+    with reading() as session:
+        (worker,) = workers.live(session)
+    assert (worker.sandbox, worker.memory_bytes) == ("L1", 7)
+    assert (worker.scratch_free_share, worker.missing_blobs) == (0.25, 1)
+    monkeypatch.setattr("worker.sweep.shutil.disk_usage", Mock(side_effect=OSError))
+    sweeper._sweep()
+    with reading() as session:
+        (worker,) = workers.live(session)
+    assert worker.scratch_free_share is None
 
 
 def test_a_deaf_worker_ends_although_it_cannot_sweep(
