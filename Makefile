@@ -20,7 +20,7 @@ COMPILE := pip compile pyproject.toml --universal --python-version 3.11 --genera
 HOSTS   := pypi[.]org|pythonhosted[.]org|registry[.]npmjs|deb[.]debian[.]org
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run migrate test check fix docs chaos chaos-full fuzz slow gpu bench audit sbom lock clean
+.PHONY: help demo run migrate test check fix docs chaos chaos-full fuzz mutations slow gpu bench audit sbom lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1@/' \
@@ -58,6 +58,9 @@ chaos: $(VENV)/.dev  ## kill workers and services in the middle of jobs; minutes
 
 chaos-full: $(VENV)/.dev  ## every fault in its full number, resumable; hours
 	@$(BIN)/python -m tests.chaos.full $(ARGS)
+
+mutations: $(VENV)/.dev  ## damage and read 5 000 files of each of four kinds; ARGS="--files 100" for fewer
+	@$(BIN)/python -m tests.core.mutations $(ARGS)
 
 slow: $(VENV)/.dev  ## tests that compute for minutes
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

@@ -1,7 +1,11 @@
-"""The API over SQLite in a temporary folder, without a worker."""
+"""The API over SQLite in a temporary folder, without a worker.
+
+Bad input and the matrix of routes and keys are tried on PostgreSQL, too, marked ``slow``.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +17,13 @@ from fastapi.testclient import TestClient
 from app.main import build
 from app.settings import Settings
 from app.store import keys, session
+from tests.store.conftest import emptied, migrated_postgres  # noqa: F401  # fixtures
 
 from .world import Tenant
 
 PEPPER = "a pepper for tests, not for anything else"
+ON_BOTH = re.compile(r"test_(\w+_rows|access_matrix)$")
+"""Modules whose tests run on PostgreSQL, too."""
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +32,24 @@ def api() -> FastAPI:
     return build(dispatcher=False)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have a test on both databases if its module asks for it and it needs one."""
+    if ON_BOTH.search(metafunc.module.__name__) and "settings" in metafunc.fixturenames:
+        other = pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])
+        metafunc.parametrize("settings", ["sqlite", other], indirect=True)
+
+
 @pytest.fixture
-def settings(tmp_path: Path, migrated: Path) -> Iterator[Settings]:
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     """Settings of a fresh service."""
-    shutil.copy(migrated, tmp_path / "lethe.db")
+    url = ""
+    if getattr(request, "param", "sqlite") == "postgres":
+        url = emptied(request.getfixturevalue("migrated_postgres"), tmp_path)
+    else:
+        shutil.copy(request.getfixturevalue("migrated"), tmp_path / "lethe.db")
     chosen = Settings(
         data_dir=tmp_path,
-        database_url="",
+        database_url=url,
         broker_url="memory://",
         pepper=PEPPER,
         max_model_bytes=32 * 2**20,

@@ -14,8 +14,12 @@ from app.api import appending
 from app.settings import Settings
 from app.store import models, session, tables, uploads
 from app.store.errors import NotFound
-from app.store.session import transaction
-from tests.store.conftest import migrated_postgres, roles, settings_of  # noqa: F401  # fixtures
+from tests.store.conftest import (  # noqa: F401  # fixtures
+    emptied,
+    migrated_postgres,
+    roles,
+    settings_of,
+)
 
 from .world import Tenant, assert_problem
 
@@ -29,11 +33,11 @@ def settings(
     tmp_path: Path,
 ) -> Iterator[Settings]:
     """Settings of a service whose API has a login and a role of its own."""
-    session.configure(settings_of(tmp_path, migrated_postgres))
-    with transaction() as owner:
-        for table in reversed(tables.Base.metadata.sorted_tables):
-            owner.execute(table.delete())
-    url = make_url(migrated_postgres).set(username=f"{roles}_api").render_as_string(False)
+    url = (
+        make_url(emptied(migrated_postgres, tmp_path))
+        .set(username=f"{roles}_api")
+        .render_as_string(False)
+    )
     chosen = settings_of(tmp_path, url, database_tenant_role=f"{roles}_tenant")
     session.configure(chosen)
     yield chosen

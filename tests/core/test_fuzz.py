@@ -1,169 +1,71 @@
-"""Good files with random damage: no reader crashes, ours takes none that the library refuses.
+"""Good files with random damage: a few hundred every day, ``make mutations`` for 20 000.
 
-A crash of a library would end the whole process, which is what this looks for, too. A few hundred
-files every day; ``make slow`` has 20 000. The seed of a file is in the name of the failing test.
+The seed of a file is in the message of the failing test.
 """
 
 from __future__ import annotations
 
-import io
-import random
-import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+import json
+import os
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import safetensors
-import torch
-from PIL import Image
-from safetensors.torch import load_file, save
 
-from core import images
-from core.convert import convert
-from core.errors import InvalidInput
-from core.header import read_header
-from core.ingest import ingest
-from tests.worlds import png
+from benchmarks import tables
 
-from . import checkpoints as made
+from . import mutations
+from .mutations import BATCH, READERS, Tally, try_all, try_batch
 
-EVERYDAY, FULL = 60, 5_000
-BATCH = 20
-INTERESTING = (
-    b"\0",
-    b"\xff",
-    b"\x7f",
-    b"\x80",
-    b"\xff\xff\xff\xff",
-    b"\0\0\0\x80",
-    b'"',
-    b"}",
-    b".",
-)
-
-
-def damaged(data: bytes, draw: random.Random) -> bytes:
-    """Change a few places of a file in the ways that files break, and some that attackers like."""
-    changed = bytearray(data)
-    for _ in range(draw.choice((1, 1, 1, 2, 4, 8))):
-        at = draw.randrange(len(changed) + 1)
-        match draw.randrange(7):
-            case 0 if at < len(changed):
-                changed[at] ^= 1 << draw.randrange(8)
-            case 1:
-                piece = draw.choice(INTERESTING)
-                changed[at : at + len(piece)] = piece
-            case 2:
-                del changed[at : at + draw.randrange(1, 16)]
-            case 3:
-                changed[at:at] = changed[at : at + draw.randrange(1, 32)]
-            case 4:
-                changed[at:at] = draw.randbytes(draw.randrange(1, 8))
-            case 5:
-                other = draw.randrange(len(changed) + 1)
-                changed[at : at + 8] = changed[other : other + 8]
-            case 6 if draw.randrange(4) == 0:
-                del changed[at:]
-        if not changed:
-            return b""
-    return bytes(changed)
-
-
-def safetensors_file(draw: random.Random, path: Path) -> None:
-    good = save({"a": torch.ones(3, 2), "b": torch.zeros(4, dtype=torch.int64)}, {"k": "v"})
-    path.write_bytes(damaged(good, draw))
-    header = read_header(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        assert set(file.keys()) == set(header.tensors)
-        for name, info in header.tensors.items():
-            assert tuple(file.get_tensor(name).shape) == info.shape
-
-
-def checkpoint(draw: random.Random, path: Path) -> None:
-    good = made.saved({"state_dict": made.state(), "epoch": 3})
-    path.write_bytes(rezipped(good, draw) if draw.random() < 0.8 else damaged(good, draw))
-    out = path.parent / "out"
-    out.mkdir(exist_ok=True)
-    result = convert(out=out, source=path, architecture=made.ARCHITECTURE, max_parameters=1_000_000)
-    found = torch.load(path, weights_only=True, map_location="cpu")
-    for name in result["unwrapped"]:
-        found = found[name]
-    ours = load_file(out / result["weights"])
-    for name, tensor in ours.items():
-        theirs = found[result["prefix"] + name]
-        assert tensor.numpy().tobytes() == theirs.detach().contiguous().numpy().tobytes()
-
-
-def rezipped(data: bytes, draw: random.Random) -> bytes:
-    """Damage what is inside and make a sound archive of it, so that it reaches the unpickler."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
-        members = {info.filename: old.read(info) for info in old.infolist()}
-        victim = draw.choice([*members, *[name for name in members if name.endswith(".pkl")] * 9])
-        for name, content in members.items():
-            new.writestr(name, damaged(content, draw) if name == victim else content)
-    return buffer.getvalue()
-
-
-def parquet(draw: random.Random, path: Path) -> None:
-    table = pa.table(
-        {
-            "id": ["a", "b", "c"],
-            "label": [0, 1, 0],
-            "features": [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]],
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    path.write_bytes(damaged(buffer.getvalue(), draw))
-    (path.parent / "out").mkdir(exist_ok=True)
-    result = ingest(source=path, out=path.parent / "out", max_records=100)
-    assert pq.read_table(path).num_rows == result["num_train"] + result["num_holdout"]
-
-
-def picture(draw: random.Random, path: Path) -> None:
-    pixels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
-    data = damaged(png(pixels), draw)
-    path.write_bytes(data)
-    ours = images.read(data)
-    with Image.open(path) as theirs:
-        theirs.load()
-        assert theirs.size == ours.size
-
-
-READERS: dict[str, Callable[[random.Random, Path], None]] = {
-    "safetensors": safetensors_file,
-    "checkpoint": checkpoint,
-    "parquet": parquet,
-    "png": picture,
-}
-
-
-def cases() -> list[object]:
-    return [
-        pytest.param(
-            name,
-            start,
-            id=f"{name}-{start}",
-            marks=[pytest.mark.slow] if start >= EVERYDAY else [],
-        )
-        for name in READERS
-        for start in range(0, FULL, BATCH)
-    ]
+EVERYDAY = 60
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "start"), cases())
+@pytest.mark.parametrize("start", range(0, EVERYDAY, BATCH))
+@pytest.mark.parametrize("name", READERS)
 def test_damaged_files(tmp_path: Path, name: str, start: int) -> None:
-    taken = 0
-    for seed in range(start, start + BATCH):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        with suppress(InvalidInput):
-            READERS[name](random.Random(f"{name}-{seed}"), folder / "file")
-            taken += 1
-    assert taken < BATCH, "nothing was damaged"
+    tally = try_batch(name, start, tmp_path)
+    assert not tally.broken, "\n".join(tally.broken)
+    assert tally.taken + tally.refused == tally.files == BATCH
+    assert tally.refused, "nothing was damaged"
+
+
+def crashing(name: str, start: int) -> Tally:
+    """Stands in for a reader whose library crashes on one batch."""
+    if start == BATCH:
+        os.abort()
+    return Tally(BATCH, taken=1, refused=BATCH - 1)
+
+
+@pytest.mark.slow
+def test_a_crash_is_counted_and_the_rest_is_read() -> None:
+    found = try_all([("png", 0), ("png", BATCH), ("png", 2 * BATCH)], crashing)
+    assert found == {"png": Tally(3 * BATCH, 2, 2 * BATCH - 2, ["png-20 to 39: crashed"])}
+
+
+def test_another_error_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reader(_: object, path: Path) -> None:
+        if path.parent.name == "png-3":
+            raise ValueError(path.name)
+
+    monkeypatch.setitem(READERS, "png", reader)
+    tally = try_batch("png", 0, tmp_path)
+    assert (tally.taken, tally.refused, len(tally.broken)) == (BATCH - 1, 0, 1)
+    assert tally.broken[0].startswith("png-3: ")
+
+
+def test_figures_say_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    about = {"first_seed": 0, "seconds": 3, "commit": "abc", "at": "now"}
+    found = {"png": Tally(40, 1, 38, ["png-3: no"]), "parquet": Tally(5000, 0, 5000)}
+    mutations._write(found, about)
+    raw = json.loads((tmp_path / "mutations.json").read_text())["raw"]
+    assert raw["readers"]["png"] == {
+        "files": 40,
+        "taken": 1,
+        "refused": 38,
+        "broken": ["png-3: no"],
+    }
+    page = (tmp_path / "mutations.md").read_text()
+    assert "| png: files | >= 5000 | 40 | **missed** |" in page
+    assert "| png: broken | 0 | 1 | **missed** |" in page
+    assert "| parquet: files | >= 5000 | 5000 | met |" in page

@@ -24,6 +24,15 @@ PEPPER = "p" * 40
 ROLES = Path(__file__).resolve().parents[2] / "docs/postgres-roles.sql"
 
 
+def emptied(url: str, folder: Path) -> str:
+    """Remove every row of the database at ``url``; return the URL."""
+    sessions.configure(settings_of(folder, url))
+    with transaction() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+    return url
+
+
 @dataclass(frozen=True)
 class World:
     """The store of one test, with two tenants."""
@@ -81,11 +90,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         shutil.copy(request.getfixturevalue("migrated"), tmp_path / "lethe.db")
         yield from _world(settings_of(tmp_path))
         return
-    url = request.getfixturevalue("migrated_postgres")
-    sessions.configure(settings_of(tmp_path, url))
-    with transaction() as session:
-        for table in reversed(Base.metadata.sorted_tables):
-            session.execute(table.delete())
+    url = emptied(request.getfixturevalue("migrated_postgres"), tmp_path)
     yield from _world(settings_of(tmp_path, url))
 
 
