@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Select, create_engine, exc, func, select
+from sqlalchemy import ColumnElement, Engine, Row, Select, create_engine, exc, func, select
 from sqlalchemy.orm import Session
 
 from app.store.status import JOB_TERMINAL
@@ -43,9 +44,17 @@ class Nemesis:
         self._enough = 0
         self.hits = 0
         """Kills that met a running job."""
+        self.recoveries: list[float] = []
+        """Seconds from a kill to the next claim of a job that it met."""
+        self._watchers: dict[tuple[str, int], threading.Thread] = {}
+        """By the claim that a kill ended."""
+        self._closed = threading.Event()
 
     def close(self) -> None:
         """Let go of the database."""
+        self._closed.set()
+        for watcher in self._watchers.values():
+            watcher.join()
         self._engine.dispose()
 
     def strike(self, kill: Callable[[], None]) -> bool:
@@ -61,14 +70,36 @@ class Nemesis:
             return False
         time.sleep(self._rng.uniform(0.0, longest))
         kill()
+        killed_at = time.monotonic()
         self.kills += 1
-        self.hits += self._count(RUNNING) > 0
+        met = self._running()
+        self.hits += bool(met)
+        for claim in met.difference(self._watchers):
+            watcher = threading.Thread(target=self._watch, args=(*claim, killed_at))
+            self._watchers[claim] = watcher
+            watcher.start()
         self._enough = self._count(ENDED) + JOBS_BETWEEN
         return True
 
     def rest(self) -> None:
         """Wait until no job is left."""
         assert not self._wait_until(lambda: False)
+
+    def _running(self) -> set[tuple[str, int]]:
+        """Ids of all jobs that are running, with the number of the claim."""
+        found = self._ask_all(select(Job.id, Job.epoch).where(RUNNING))
+        return {(row.id, row.epoch) for row in found}
+
+    def _watch(self, job_id: str, epoch: int, killed_at: float) -> None:
+        """Wait for the next claim of a job, or its end without one: nobody wants it any more."""
+        question = select(Job.epoch, Job.status).where(Job.id == job_id)
+        while not self._closed.wait(POLL_SECONDS):
+            (job,) = self._ask_all(question)
+            if job.epoch > epoch:
+                self.recoveries.append(time.monotonic() - killed_at)
+                return
+            if job.status in JOB_TERMINAL:
+                return
 
     def _wait_until(self, moment: Callable[[], bool]) -> bool:
         """Wait for the moment; return False once no job is left before it comes."""
@@ -97,9 +128,13 @@ class Nemesis:
         return int(self._ask(select(func.coalesce(func.sum(Job.revision + Job.epoch), 0))))
 
     def _ask(self, question: Select[Any]) -> Any:
+        (row,) = self._ask_all(question)
+        return row[0]
+
+    def _ask_all(self, question: Select[Any]) -> Sequence[Row[Any]]:
         while True:
             try:
                 with Session(self._engine) as session:
-                    return session.scalar(question)
+                    return session.execute(question).all()
             except exc.OperationalError:  # SQLite recovers its log after a kill
                 time.sleep(0.02)

@@ -14,7 +14,7 @@ import pytest
 from tests.chaos.checker import check, settle
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.rig import SHORT
-from tests.chaos.sizes import first, measured, strikes
+from tests.chaos.sizes import first, measured, percentile, strikes
 from tests.chaos.world import World
 from tests.e2e.client import Client
 from tests.e2e.stack import Distributed, Embedded
@@ -62,4 +62,12 @@ def kill_again_and_again(
         statuses = stack.stop()
     assert statuses[name] == 0, stack.log(name)
     counts = check(url, stack.data_dir, world)
-    measured(kills=nemesis.kills, kills_in_a_running_job=nemesis.hits, **counts)
+    assert nemesis.recoveries, "no job that a kill met was claimed again"
+    measured(
+        kills=nemesis.kills,
+        kills_in_a_running_job=nemesis.hits,
+        recoveries=len(nemesis.recoveries),
+        recovery_p95_seconds=round(percentile(nemesis.recoveries, 95), 1),
+        longest_recovery_seconds=round(max(nemesis.recoveries), 1),
+        **counts,
+    )
