@@ -28,7 +28,8 @@ from benchmarks import cifar
 from benchmarks.hardware import describe, parser
 from benchmarks.tables import Row, median, write
 from core.data import Records
-from core.importance import Estimator, Importance, agreement, estimate
+from core.importance import Importance, agreement, estimate
+from core.situation import Estimator
 
 BATCH = 128
 RECORDS = 2048

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import safetensors
 import safetensors.torch
@@ -37,9 +37,8 @@ from .device import Precision, autocast, full_precision
 from .errors import Diverged, InvalidInput, MissingEvidence
 from .pieces import Pieces
 from .report import Progress, no_progress
+from .situation import Estimator
 from .smallmaps import dense_small_maps
-
-Estimator = Literal["fisher_persample", "fisher_batch", "fisher_model", "mas"]
 
 AGREEMENT = 0.99
 """Share of the selected weights on which bf16 must agree with float64 to be used."""
@@ -65,6 +64,10 @@ class Importance:
     precision: Precision = "fp32"
     stale: int = 0
     """Requests since it was measured; their records have been subtracted."""
+
+    def summary(self) -> dict[str, Any]:
+        """What a later request must know of it, as JSON."""
+        return {"estimator": self.estimator, "num_records": self.n, "stale": self.stale}
 
 
 def estimate(

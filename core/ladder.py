@@ -102,7 +102,8 @@ def unlearn(
     Returns:
         outcome, index of the published rung or None, all rungs as JSON, file name and digest of
         the new weights or None, the reason, and where nothing was published its code; with
-        ``forget_samples`` also the file name of the importance that is left, or None.
+        ``forget_samples`` also the file name of the importance that is left, and its summary, both
+        None where none is; the reason then says so.
 
     Raises:
         InvalidInput: if weights, data, recipe or ladder can't be used.
@@ -156,7 +157,9 @@ def unlearn(
     rungs, model = climb(case, [parse(raw) for raw in ladder])
     result = _result(case, rungs, model, out)
     if forget_samples is not None:
-        result["importance"] = None if model is None else _keep_importance(case, model, out)
+        result |= {"importance": None, "importance_summary": None}
+        if model is not None:
+            result |= _keep_importance(case, model, out, result["reason"])
     return result
 
 
@@ -256,10 +259,28 @@ def _check_samples(forget: Records, others: Records | None, num_classes: int) ->
         raise InvalidInput("dataset_values_invalid", "samples have another shape than the holdout")
 
 
-def _keep_importance(case: Case, model: nn.Module, out: Path) -> str | None:
-    """Write the importance of the records that stay; without them it can't be measured again."""
+def _keep_importance(case: Case, model: nn.Module, out: Path, reason: str) -> dict[str, Any]:
+    """Write the importance of the records that stay; without them it can't be measured again.
+
+    What can't be subtracted from would go on telling of the records that were forgotten, so that
+    none is left then.
+    """
     full = case.importance
-    if full is None or not stored.is_separable(full):
+    left = None if full is None else _left_of(case, full, model)
+    if left is None:
+        said = "no stored importance is left for later requests"
+        if full is not None:
+            said = f"the records can't be taken out of {full.estimator}: {said}"
+        return {"reason": f"{reason}; {said}"}
+    importance.save(left, out / IMPORTANCE_FILE)
+    return {"importance": IMPORTANCE_FILE, "importance_summary": left.summary()}
+
+
+def _left_of(
+    case: Case, full: importance.Importance, model: nn.Module
+) -> importance.Importance | None:
+    """The importance of the records that stay; None where it can't be told."""
+    if not stored.is_separable(full):
         return None
     of_forget = importance.estimate(
         case.parent,
@@ -269,11 +290,7 @@ def _keep_importance(case: Case, model: nn.Module, out: Path) -> str | None:
         device=case.device,
         precision=full.precision,
     )
-    left = stored.without(full, of_forget, model)
-    if left is None:
-        return None
-    importance.save(left, out / IMPORTANCE_FILE)
-    return IMPORTANCE_FILE
+    return stored.without(full, of_forget, model)
 
 
 def _result(case: Case, rungs: list[Rung], model: nn.Module | None, out: Path) -> dict[str, Any]:

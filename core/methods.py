@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .situation import Situation
+from .situation import Estimator, Situation
 
 FORWARD = 1 / 3
 """Of a pass; backward is the rest."""
@@ -31,10 +31,18 @@ Options = Mapping[str, Any]
 
 Cost = Callable[[Situation, Options], float | None]
 
+ESTIMATORS: dict[str, Estimator] = {
+    "persample": "fisher_persample",
+    "batch": "fisher_batch",
+    "mas": "mas",
+}
+"""Option of an unlearner -> the importance that it takes."""
+
 NEEDS_IN_WORDS = {
     "retain": "training records that stay",
     "recipe": "the recipe of the model",
     "holdout": "a holdout",
+    "importance": "stored importance of its estimator, or training records to measure it on",
     "class": "a request that names a class",
     "images": "records that are images",
 }
@@ -51,14 +59,17 @@ class Method:
     """Names of the networks it is for; empty means any."""
     cost: Cost = lambda *_: None
     """Expected passes; None where nobody can say."""
+    estimator: Callable[[Options], Estimator] | None = None
+    """The importance that it takes, where it takes any."""
 
 
-def missing(method: Method, situation: Situation) -> str | None:
+def missing(method: Method, situation: Situation, options: Options) -> str | None:
     """Return the first thing that the method needs and the situation lacks, as its name.
 
     The name is a need, ``network``, or None if nothing is missing.
     """
     lacks = {
+        "importance": not situation.has_retain and not _fits(method, situation, options),
         "retain": not situation.has_retain,
         "recipe": not situation.has_recipe,
         "holdout": not situation.has_holdout,
@@ -72,6 +83,13 @@ def missing(method: Method, situation: Situation) -> str | None:
     if known and method.networks and situation.architecture not in method.networks:
         return "network"
     return None
+
+
+def _fits(method: Method, situation: Situation, options: Options) -> bool:
+    """Whether stored importance is of the estimator that these options take, as far as is known."""
+    if not situation.has_importance or method.estimator is None or situation.estimator is None:
+        return situation.has_importance
+    return method.estimator(options) == situation.estimator
 
 
 def why_missing(need: str, method: Method) -> str:
@@ -216,6 +234,11 @@ def _dampening(situation: Situation, _: Options) -> float:
     return situation.share if situation.has_importance else 1 + situation.share
 
 
+def _estimator(options: Options) -> Estimator:
+    chosen = options.get("then", options)
+    return ESTIMATORS[chosen.get("estimator", "persample")]
+
+
 _RETAIN = ("retain",)
 
 METHODS: dict[str, Method] = {
@@ -226,10 +249,10 @@ METHODS: dict[str, Method] = {
     # retained records only
     "fine_tune": Method(needs=_RETAIN, cost=_tuning),
     "l1_sparse": Method(needs=_RETAIN, cost=_retained(10)),
-    "prune_first": Method(needs=("retain", "recipe"), cost=_pruned),
+    "prune_first": Method(needs=("retain", "recipe"), cost=_pruned, estimator=_estimator),
     "rbm": Method(needs=_RETAIN, cost=_retained(5, more=1)),
     # forget records, with or without stored state
-    "ssd": Method(needs=("holdout",), cost=_dampening),
+    "ssd": Method(needs=("importance", "holdout"), cost=_dampening, estimator=_estimator),
     "gradient_ascent": Method(cost=_forgotten(20)),
     "delete": Method(cost=_forgotten(10, each=1 + FORWARD)),
     # both

@@ -46,11 +46,23 @@ STRICT_GATES = ("per_record_attack", "relearn_time", "linear_probe")
 def ladder(situation: Situation, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """Return the rungs to try, in order, as unlearner configs; may be empty.
 
+    Expected times are rough, so that what is expected to exceed the time budget is not given up:
+    exact rungs come last then, and where nothing is expected to fit, the clock decides.
+
     Args:
         situation: of the job.
         names: of the unlearners to choose from; by default all that are registered.
     """
-    return [candidate.unlearner for candidate in recommend(situation, names).candidates]
+    chosen = recommend(situation, names).candidates
+    if situation.time_budget_seconds is not None:
+        whole = situation.model_copy(update={"time_budget_seconds": None})
+        known = [candidate.unlearner for candidate in chosen]
+        late = [c for c in recommend(whole, names).candidates if c.unlearner not in known]
+        if not chosen:
+            chosen = late
+        elif situation.policy != "fast":
+            chosen = chosen + [candidate for candidate in late if candidate.exact]
+    return [candidate.unlearner for candidate in chosen]
 
 
 def missing_audits(policy: Policy, names: Collection[str] | None = None) -> list[str]:

@@ -64,7 +64,8 @@ def prepare(
         report: told about progress.
 
     Returns:
-        number of parameters, baseline findings as JSON, file name of the importance or None.
+        number of parameters, baseline findings as JSON, file name of the importance and its
+        summary, or None.
 
     Raises:
         InvalidInput: ``model_non_finite``; ``dataset_values_invalid`` if labels or values don't fit
@@ -104,6 +105,7 @@ def prepare(
         "num_parameters": networks.num_parameters(model),
         "findings": [finding.model_dump(mode="json") for finding in findings],
         "importance": None if given is None else IMPORTANCE_FILE,
+        "importance_summary": None if given is None else given.summary(),
     }
 
 

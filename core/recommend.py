@@ -74,7 +74,7 @@ class Rule:
     avoid: Mapping[str, str] = field(default_factory=dict)
     """Name -> why."""
     options: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """Options that a pick needs here."""
+    """Options that an unlearner needs here, whichever rule picks it."""
 
 
 CYCLE = {"fine_tune": {"schedule": "one_cycle"}}
@@ -106,6 +106,33 @@ RULES = (
         options={"ssd": {"selection": "potion", "target_accuracy": 0.1}},
     ),
     Rule(
+        "importance of batches",
+        lambda s: not s.has_retain and s.estimator == "fisher_batch",
+        options={"ssd": {"estimator": "batch"}},
+    ),
+    Rule(
+        "importance without labels",
+        lambda s: not s.has_retain and s.estimator == "mas",
+        options={"ssd": {"estimator": "mas"}},
+    ),
+    Rule(
+        "batch norm without records to measure it on",
+        lambda s: not s.has_retain and s.has_importance and bool(s.has_batchnorm),
+        picks={
+            "delete": "trains around the statistics, which stay the parent's",
+            "ssd": "what it dampens no longer has the statistics that stay, so it comes later",
+        },
+    ),
+    Rule(
+        "only records to forget that are no class",
+        lambda s: not s.has_retain and s.has_importance and s.selector == "records",
+        picks={
+            "delete": "distils the model into itself without what it says of the records",
+            "ssd": "finds weights of a cluster, such as a sub-class; random records have none, and "
+            "its search then says so",
+        },
+    ),
+    Rule(
         "only the records to forget",
         lambda s: not s.has_retain and s.has_importance,
         picks={
@@ -121,11 +148,6 @@ RULES = (
             ("ssd", "delete", "gradient_ascent"),
             "without training records or stored importance no method is reliable",
         ),
-    ),
-    Rule(
-        "noise without retained records",
-        lambda s: not s.has_retain and bool(s.has_batchnorm),
-        avoid={"fisher_forgetting": "batch norm could not be recalibrated"},
     ),
     Rule(
         "a few records",
@@ -307,7 +329,7 @@ def _why_not(name: str, method: Method, situation: Situation, rules: Iterable[Ru
         return "the exact policy tries exact routes only"
     if not method.exact and not situation.has_holdout:
         return "it is approximate, and without a holdout nothing could judge it"
-    if need := missing(method, situation):
+    if need := missing(method, situation, _config(name, rules)):
         return why_missing(need, method)
     for rule in rules:
         if name in rule.avoid and not any(name in other.picks for other in _before(rule, rules)):
@@ -339,10 +361,11 @@ def _outranked(situation: Situation) -> str:
 
 
 def _config(name: str, rules: Iterable[Rule]) -> dict[str, Any]:
-    """Return the config that the first rule to pick an unlearner gives it."""
-    picks = (rule for rule in rules if name in rule.picks)
-    rule = next(picks, None)
-    return {"name": name, **(rule.options.get(name, {}) if rule else {})}
+    """Return the config of an unlearner: of two rules about one option the first one decides."""
+    config: dict[str, Any] = {"name": name}
+    for rule in rules:
+        config = {**rule.options.get(name, {}), **config}
+    return config
 
 
 def _candidate(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import gates
+from . import batchnorm, gates
 from .attack import population
 from .audit_gates import audits_for, per_record_attack
 from .audits import audits, run_all, run_chosen
@@ -34,7 +34,7 @@ from .report import Report
 from .roles import positions, sample
 from .scores import change, gather
 from .team import Team
-from .unlearners import Need, UnlearnerOptions, unlearners
+from .unlearners import FROZEN_BATCHNORM, Need, UnlearnerOptions, unlearners
 from .verdicts import ENOUGH_POWER
 
 RETAIN_SAMPLE = 5000
@@ -230,12 +230,16 @@ def reason_to_skip(case: Case, config: UnlearnerOptions) -> str | None:
         "retain": None if case.retain is not None else "no training record stays",
         "recipe": None if case.recipe is not None else "no recipe was registered with the model",
         "holdout": None if case.tuning is not None else "no holdout was registered with the model",
+        "importance": _no_importance(case, config),
         "class": None if case.selector == "class" else "the request names records",
         "images": None if case.forget.images.ndim == 4 else "the records are features",
     }
     for need in config.all_needs:
         if missing[need] is not None:
             return f"{config.name} needs the {need}: {missing[need]}"
+    is_frozen = case.bn_policy == "frozen" and batchnorm.has_batchnorm(case.parent)
+    if is_frozen and not config.fits_frozen_batchnorm:
+        return FROZEN_BATCHNORM
     if config.networks and case.network not in config.networks:
         return f"{config.name} is for the network {' or '.join(config.networks)}"
     if not config.is_exact and case.judging is None:
@@ -243,6 +247,15 @@ def reason_to_skip(case: Case, config: UnlearnerOptions) -> str | None:
     if not config.is_exact and case.policy == "exact":
         return "the exact policy tries exact rungs only"
     return None
+
+
+def _no_importance(case: Case, config: UnlearnerOptions) -> str | None:
+    """Why there is no importance of the full set for these options; None if there is."""
+    found = case.importance
+    if case.retain is not None or (found and found.estimator == config.importance_taken):
+        return None
+    stored = "none is stored" if found is None else f"{found.estimator} is stored"
+    return f"{config.importance_taken} is taken, {stored}, and no training record stays"
 
 
 def _reason_to_despair(case: Case, config: UnlearnerOptions, told: dict[str, Any]) -> str | None:

@@ -10,6 +10,8 @@ Policy = Literal["fast", "standard", "strict", "exact"]
 Selector = Literal["class", "records"]
 Purpose = Literal["erasure", "poison_removal"]
 Modality = Literal["image", "features"]
+Estimator = Literal["fisher_persample", "fisher_batch", "fisher_model", "mas"]
+"""Ways to measure importance (``core.importance``)."""
 
 SMALL_REQUEST = 200
 """Below this many records a population attack has no power, so the exact rung comes first."""
@@ -20,7 +22,13 @@ LARGE_SHARE = 0.25
 MANY_EARLIER = 5
 """From this many approximate requests in a row on, one-shot edits are not repeated."""
 
-TRANSFORMERS = ("vit", "swin", "maxvit")
+TRANSFORMERS = (
+    *("aimv2", "beit", "cait", "coat_", "crossvit", "data2vec", "davit", "deepseek_vit", "deit"),
+    *("dinov2", "eva", "flexivit", "gcvit", "gemma4_vit", "hiera", "ijepa", "maxvit", "mvitv2"),
+    *("naflexvit", "nest", "pit_", "pvt", "qwen3_vit", "sam2_hiera", "samvit", "segformer"),
+    *("swin", "tnt", "twins", "vit", "volo", "xcit"),
+)
+"""How the names of networks begin, behind that of a package, whose blocks are attention."""
 
 
 class Situation(BaseModel):
@@ -39,6 +47,8 @@ class Situation(BaseModel):
     """Whether training records that stay are at hand."""
     has_importance: bool = False
     """Whether the importance of the full set is stored."""
+    estimator: Estimator | None = None
+    """Of the stored importance; None where that is not known."""
     has_batchnorm: bool | None = None
     modality: Modality | None = None
     architecture: str | None = None

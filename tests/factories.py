@@ -49,7 +49,7 @@ def ingest(session: Session, job_id: str, rows: list[list[Any]]) -> None:
     result = {
         "num_train": sum(row[2] == "train" for row in rows),
         "num_holdout": sum(row[2] == "holdout" for row in rows),
-        "num_classes": len({row[1] for row in rows}),
+        "num_classes": 1 + max((row[1] for row in rows), default=-1),
         "modality": "features",
         "details": {},
     }
@@ -89,7 +89,7 @@ def a_raw_model(
     return model, version, job.id
 
 
-def prepare(session: Session, job_id: str, importance_blob: str | None = None) -> None:
+def prepare(session: Session, job_id: str, importance_blob: str | None = None, **over: Any) -> None:
     """Do a prepare job."""
     claim = jobs.claim(session, job_id, "preparer")
     assert claim is not None
@@ -99,6 +99,7 @@ def prepare(session: Session, job_id: str, importance_blob: str | None = None) -
         num_parameters=10,
         findings=[{"audit": "x"}],
         importance_blob=importance_blob,
+        **over,
     )
 
 

@@ -25,7 +25,7 @@ from core.errors import InvalidInput
 from core.findings import Finding, Rung
 from core.header import read_header
 from core.policies import ladder
-from core.situation import Policy, Situation
+from core.situation import Estimator, Policy, Situation
 from worker import gathering
 from worker.lease import OUTAGE, insist
 from worker.parcels import NO_ROOM, Adopt, adopt, check_digest, fetch, plain, wanted
@@ -63,12 +63,21 @@ class Converted(Result):
     prefix: str = Field(max_length=256)
 
 
+class ImportanceSummary(Result):
+    """What ``core.importance`` says of stored importance."""
+
+    estimator: Estimator
+    num_records: int = Field(ge=1)
+    stale: int = Field(ge=0)
+
+
 class Prepared(Result):
     """What ``core.prepare`` returns."""
 
     num_parameters: int
     findings: list[Finding]
     importance: Literal["importance.safetensors"] | None
+    importance_summary: ImportanceSummary | None
 
 
 class Unlearned(Result):
@@ -81,6 +90,7 @@ class Unlearned(Result):
     digest: str | None
     importance: Literal["importance.safetensors"] | None = None
     """Left of the parent's, where the training data stays elsewhere."""
+    importance_summary: ImportanceSummary | None = None
     code: Literal["ladder_exhausted", "evidence_insufficient"] | None
     """Why nothing may be published."""
     reason: str
@@ -239,6 +249,8 @@ def _situation(claim: Claim) -> Situation:
         unlearner=claim.job.unlearner,
         spent=claim.spent,
         purpose=claim.purpose,
+        time_budget_seconds=claim.job.options.get("time_limit_seconds"),
+        seconds_per_pass=claim.seconds_per_pass,
     )
 
 
@@ -301,6 +313,7 @@ def _prepared(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> End
         num_parameters=result.num_parameters,
         findings=[finding.model_dump(mode="json") for finding in result.findings],
         importance_blob=blob,
+        importance=_summary(result),
     )
 
 
@@ -337,7 +350,13 @@ def _unlearned(claim: Claim, raw: dict[str, Any], out: Path, adopt: Adopt) -> En
         importance_blob=None
         if result.importance is None
         else adopt(claim, out / result.importance),
+        importance=_summary(result),
     )
+
+
+def _summary(result: Prepared | Unlearned) -> dict[str, Any] | None:
+    found = result.importance_summary
+    return None if found is None else found.model_dump()
 
 
 def _reason(claim: Claim, result: Unlearned) -> str:

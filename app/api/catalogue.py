@@ -41,8 +41,9 @@ class Unlearner(Variant):
     object: Literal["unlearner"] = "unlearner"
     exact: bool = Field(description="Equal to retraining by construction.")
     needs: list[str] = Field(
-        description="What must be registered with the model to use it with its default options. "
-        "Of `prune_first` and `tuned` the options decide: they need what their parts need, too."
+        description="What must be registered with the model to use it with its default options; "
+        "`importance` is stored, or measured where the training data is. Of `prune_first` and "
+        "`tuned` the options decide: they need what their parts need, too."
     )
     networks: list[str] = Field(description="Architectures it is for; empty for any.")
     cost: str = Field(description="Time and memory, in words.")

@@ -7,12 +7,12 @@ once the runner has converted it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
 
-from core import fit, formats, networks
+from core import batchnorm, fit, formats, networks
 from core.errors import InvalidInput, UnknownName
 from core.header import read_header
 
@@ -21,15 +21,21 @@ from ..store.session import settings
 from .validation import refusal
 
 
-def check(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
+class Network(NamedTuple):
+    """What is known of a network before a tensor of it is read."""
+
+    architecture: dict[str, Any]
+    """With all defaults filled in."""
+    num_parameters: int
+    has_batchnorm: bool
+
+
+def check(path: Path, raw: dict[str, Any]) -> Network:
     """Read an architecture, and compare the tensors of a safetensors file with it.
 
     Args:
         path: the file; of one that has to be converted, only the architecture is checked.
         raw: architecture as given: a name and its options.
-
-    Returns:
-        The architecture with all defaults filled in, and its number of parameters.
 
     Raises:
         Unacceptable: with the code of what is wrong.
@@ -42,8 +48,12 @@ def check(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
     except InvalidInput as error:
         raise _refused(error) from None
     with torch.device("meta"):
-        num_parameters = networks.num_parameters(networks.build(config))
-    return config.model_dump(mode="json"), num_parameters
+        model = networks.build(config)
+    return Network(
+        config.model_dump(mode="json"),
+        networks.num_parameters(model),
+        batchnorm.has_batchnorm(model),
+    )
 
 
 def kind(path: Path, declared: str | None) -> formats.Kind:

@@ -167,10 +167,8 @@ async def create_model(
 
     def check(wanted: ModelCreate, upload: Upload) -> Register:
         kind = fit.kind(upload.path, wanted.format or upload.kind)
-        architecture, size = fit.check(upload.path, wanted.architecture)
-        return lambda session, blob: _create(
-            session, caller, wanted, architecture, size, upload, blob, kind
-        )
+        network = fit.check(upload.path, wanted.architecture)
+        return lambda session, blob: _create(session, caller, wanted, network, upload, blob, kind)
 
     return await create(
         http_request,
@@ -300,8 +298,7 @@ def _create(
     session: Session,
     caller: Caller,
     wanted: ModelCreate,
-    architecture: dict[str, Any],
-    num_parameters: int,
+    network: fit.Network,
     upload: Upload,
     blob: str,
     kind: formats.Kind,
@@ -310,14 +307,15 @@ def _create(
         session,
         caller.tenant_id,
         name=wanted.name,
-        architecture=architecture,
+        architecture=network.architecture,
+        has_batchnorm=network.has_batchnorm,
         preprocessing=wanted.preprocessing.model_dump(mode="json"),
         recipe=None if wanted.recipe is None else wanted.recipe.model_dump(mode="json"),
         dataset_id=wanted.dataset,
         holdout_dataset_id=wanted.holdout,
         digest=upload.digest,
         size_bytes=upload.size,
-        num_parameters=num_parameters,
+        num_parameters=network.num_parameters,
         blob=blob,
         meta=wanted.metadata,
         importance_blob=None if upload.attached is None else blob + ATTACHED,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import torch
 from fastapi import APIRouter, Depends
 from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
-from core import networks
-from core.batchnorm import has_batchnorm
 from core.recommend import LeftOut, recommend
 from core.recommend import Recommendation as Found
 from core.situation import Policy, Purpose, Situation
@@ -24,9 +21,9 @@ from .problems import problems
 from .request_shapes import (
     ABOUT_PURPOSE,
     Forget,
-    ForgetClass,
     ForgetSamples,
     ForgetSubject,
+    class_of,
     model_of,
 )
 from .schema import accepts
@@ -148,7 +145,7 @@ def _wish(forget: Forget, policy: Policy) -> admission.Wish:
         forget.type,
         getattr(forget, "record_ids", None),
         forget.subject_ref if isinstance(forget, ForgetSubject) else None,
-        forget.class_ if isinstance(forget, ForgetClass) else None,
+        class_of(forget),
         getattr(forget, "ignore_missing", False),
         policy,
         None,
@@ -166,28 +163,19 @@ def _situation(
     spent: budget.Spent,
 ) -> Situation:
     excluded = models.excluded_rows(session, model.tenant_id, model.id)
-    known = situations.situation(
+    return situations.situation(
         model,
         dataset,
         policy=wanted.policy,
-        selector=wanted.forget.type,
+        selector="records" if class_of(wanted.forget) is None else "class",
         num_forget=num_forget,
         version=version,
         num_excluded=len(excluded),
         spent=spent,
         purpose=wanted.purpose,
+        time_budget_seconds=wanted.time_budget_seconds,
+        seconds_per_pass=situations.seconds_per_pass(session, model),
     )
-    more = {
-        "time_budget_seconds": wanted.time_budget_seconds,
-        "seconds_per_pass": situations.seconds_per_pass(session, model),
-        "has_batchnorm": _has_batchnorm(model.architecture),
-    }
-    return known.model_copy(update=more)
-
-
-def _has_batchnorm(architecture: dict[str, Any]) -> bool:
-    with torch.device("meta"):
-        return has_batchnorm(networks.build(networks.parse(architecture)))
 
 
 def _found(situation: Situation) -> Found:

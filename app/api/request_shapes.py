@@ -65,6 +65,13 @@ class ForgetSamples(Shape):
         "`train` are meant. It belongs to this request: its bytes are erased when the request is "
         "completed or cancelled, and kept while it needs attention, for a new request to try again."
     )
+    class_: Annotated[int, Field(ge=0, lt=2**31)] | Reference | None = Field(
+        None,
+        alias="class",
+        description="Where they are all records of one class, which is to be forgotten as such: "
+        "its label, or its name if the dataset sent has `class_names`. It is then judged as a "
+        "class, by never-seen records of it too. Left out, they are records of classes that stay.",
+    )
 
 
 Forget = Annotated[
@@ -120,7 +127,7 @@ class UnlearnRequest(Shape):
         description="`erased_exact`, `erased_approximate`, `no_influence` or `not_erased`."
     )
     selector: str = Field(description="`record_ids`, `subject`, `class` or `samples`.")
-    class_index: int | None
+    class_index: int | None = Field(description="Label of the class that is forgotten as such.")
     samples: str | None = Field(description="Id of the dataset that came with the request.")
     counts: dict[str, int] = Field(description="How many records, and what became of the others.")
     purpose: str = Field(description="`erasure` or `poison_removal`.")
@@ -137,6 +144,11 @@ class UnlearnRequest(Shape):
     created_at: datetime
     completed_at: datetime | None
     links: Links
+
+
+def class_of(forget: Forget) -> int | str | None:
+    """Return the class that is to be forgotten as such; None if the records are of others."""
+    return forget.class_ if isinstance(forget, ForgetClass | ForgetSamples) else None
 
 
 def model_of(reference: str) -> str:

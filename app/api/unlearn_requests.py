@@ -25,11 +25,11 @@ from .listing import Pages, page_of
 from .problems import problems
 from .request_shapes import (
     PRIORITIES,
-    ForgetClass,
     ForgetSamples,
     ForgetSubject,
     UnlearnRequest,
     UnlearnRequestCreate,
+    class_of,
     model_of,
     shape,
     shapes,
@@ -155,7 +155,8 @@ def _receive(session: Session, caller: Caller, wanted: UnlearnRequestCreate) -> 
     forget = wanted.forget
     chosen = unlearner(wanted.unlearner)
     admission.refuse_selector(models.get(session, caller.tenant_id, model_id), forget.type)
-    refuse_idle(chosen, _situation(session, caller.tenant_id, model_id, wanted))
+    known = _situation(session, caller.tenant_id, model_id, wanted)
+    refuse_idle(chosen, known, wanted.bn_policy)
     row = requests.receive(
         session,
         caller.tenant_id,
@@ -163,7 +164,7 @@ def _receive(session: Session, caller: Caller, wanted: UnlearnRequestCreate) -> 
         selector=forget.type,
         record_ids=getattr(forget, "record_ids", None),
         subject=forget.subject_ref if isinstance(forget, ForgetSubject) else None,
-        class_index=forget.class_ if isinstance(forget, ForgetClass) else None,
+        class_index=class_of(forget),
         samples=forget.dataset if isinstance(forget, ForgetSamples) else None,
         ignore_missing=getattr(forget, "ignore_missing", False),
         policy=wanted.policy,
@@ -190,7 +191,7 @@ def _situation(
         model,
         models.dataset_of(session, model),
         policy=wanted.policy,
-        selector=wanted.forget.type,
+        selector="records" if class_of(wanted.forget) is None else "class",
         num_forget=0,
         version=models.current(session, model),
         purpose=wanted.purpose,

@@ -9,9 +9,9 @@ from pydantic import Field, ValidationError
 
 from core.errors import InvalidInput, UnknownName
 from core.methods import METHODS, Method, missing, why_missing
-from core.registry import Config
+from core.problem import BatchNormPolicy
 from core.situation import Situation
-from core.unlearners import UnlearnerOptions, unlearners
+from core.unlearners import FROZEN_BATCHNORM, UnlearnerOptions, unlearners
 
 from ..store.errors import Unacceptable
 from .validation import refusal
@@ -51,19 +51,26 @@ def unlearner(wanted: Literal["auto"] | dict[str, Any]) -> dict[str, Any] | None
 
 def methods() -> dict[str, Method]:
     """Return the facts about every unlearner, as the registry has them."""
-    return {entry.name: _method(unlearners.parse({"name": entry.name})) for entry in unlearners}
+    parsed = [unlearners.parse({"name": entry.name}) for entry in unlearners]
+    return {each.name: _method(cast("UnlearnerOptions", each)) for each in parsed}
 
 
-def refuse_idle(chosen: dict[str, Any] | None, situation: Situation) -> None:
-    """Refuse an unlearner that the policy, or what the model came with, would leave out.
+def refuse_idle(
+    chosen: dict[str, Any] | None,
+    situation: Situation,
+    bn_policy: BatchNormPolicy = "recalibrate",
+) -> None:
+    """Refuse an unlearner that the policies, or what the model came with, would leave out.
 
     Raises:
         Unacceptable: ``algorithm_not_applicable``; its member ``missing`` names what is needed.
     """
     if chosen is None:
         return
-    method = _method(unlearners.parse(chosen))
-    need, pointer = missing(method, situation), "/unlearner"
+    options = cast("UnlearnerOptions", unlearners.parse(chosen))
+    method = _method(options)
+    need, pointer = missing(method, situation, chosen), "/unlearner"
+    is_frozen = bn_policy == "frozen" and bool(situation.has_batchnorm)
     if situation.policy == "exact" and not method.exact:
         need, reason = None, "the exact policy tries exact unlearners only"
     elif need is not None:
@@ -71,6 +78,8 @@ def refuse_idle(chosen: dict[str, Any] | None, situation: Situation) -> None:
         pointer = "/forget" if need == "class" else pointer
     elif not method.exact and not situation.has_holdout:
         need, reason = "holdout", "it is approximate, and without a holdout nothing could judge it"
+    elif is_frozen and not options.fits_frozen_batchnorm:
+        reason, pointer = FROZEN_BATCHNORM, "/bn_policy"
     else:
         return
     detail = f"{chosen['name']} cannot be used here: {reason}."
@@ -82,8 +91,7 @@ def refuse_idle(chosen: dict[str, Any] | None, situation: Situation) -> None:
     )
 
 
-def _method(parsed: Config) -> Method:
-    options = cast("UnlearnerOptions", parsed)
+def _method(options: UnlearnerOptions) -> Method:
     return replace(
         METHODS.get(options.name, Method()),
         exact=options.is_exact,

@@ -49,6 +49,14 @@ class VersionUpload(Shape):
     prefix: str = Field("", description="Taken off all names, such as `module.`.")
 
 
+class StoredImportance(Shape):
+    """How much each parameter matters for the training records: kept for the next request."""
+
+    estimator: str = Field(description="An unlearner takes one of its own estimator alone.")
+    num_records: int = Field(description="It was measured on; forgotten ones are subtracted.")
+    stale: int = Field(description="Requests since it was measured.")
+
+
 class Version(Shape):
     """Immutable weights, with where they came from; or an oracle to compare such with."""
 
@@ -72,6 +80,11 @@ class Version(Shape):
     )
     size_bytes: int
     num_parameters: int | None
+    importance: StoredImportance | None = Field(
+        description="None if none is stored, or while it is not measured or checked yet. Where the "
+        "training data stays elsewhere, importance of means per batch (`fisher_batch`, `mas`) goes "
+        "with the first request that is published: no record can be subtracted from it."
+    )
     rejection: Rejection
     upload: VersionUpload | None = Field(description="None for a version that a job made.")
     created_at: datetime
@@ -226,6 +239,7 @@ def _fields(row: tables.Version, successor: tables.Version | None) -> dict[str, 
         "digest": f"sha256:{row.digest.removeprefix('sha256:')}",
         "size_bytes": row.size_bytes,
         "num_parameters": row.num_parameters,
+        "importance": row.importance,
         "rejection": row.rejection,
         "upload": row.upload,
         "created_at": row.created_at,

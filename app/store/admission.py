@@ -10,7 +10,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from core import policies
-from core.situation import Purpose
+from core.situation import Purpose, Selector
 
 from . import datasets, models, samples, situations
 from .errors import Conflict, NotFound, Unacceptable
@@ -42,6 +42,11 @@ class Wish:
     samples: str | None = None
     """Id of the dataset that holds the records, for a model whose training data stays elsewhere."""
     purpose: Purpose = "erasure"
+
+    @property
+    def scope(self) -> Selector:
+        """``class`` where one is to be forgotten as such, else ``records``."""
+        return "records" if self.class_index is None else "class"
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,9 @@ def resolve(session: Session, model: Model, dataset: Dataset | None, wish: Wish)
         resolution = rows_of_class(session, tenant_id, dataset.id, label)
     elif wish.selector == "samples":
         resolution = samples.rows(session, model, dataset)
+        if wish.class_index is not None:
+            label = _label(dataset, wish.class_index)
+            samples.refuse_others(session, dataset, label)
     elif wish.selector == "subject":
         assert wish.subject is not None
         resolution = rows_of_subject(session, tenant_id, dataset.id, wish.subject)
@@ -222,7 +230,7 @@ def refuse_empty_ladder(
         model,
         dataset,
         policy=wish.policy,
-        selector=wish.selector,
+        selector=wish.scope,
         num_forget=num_forget,
         version=version,
         unlearner=wish.unlearner,
@@ -231,10 +239,14 @@ def refuse_empty_ladder(
     if policies.ladder(situation):
         return
     if dataset is None and (wish.policy == "exact" or situation.has_holdout):
-        raise Unacceptable(
-            "dataset_missing",
-            "Nothing that the policy tries works without the training data of the model.",
-        )
+        detail = "Nothing that the policy tries works without the training data of the model."
+        if not situation.has_importance:
+            detail = (
+                "Neither the training data of the model nor its importance is stored. If that went "
+                "with an earlier request, register the version as a new model, with the importance "
+                "of the records that stay."
+            )
+        raise Unacceptable("dataset_missing", detail)
     if wish.policy == "exact" or situation.has_holdout:
         raise Unacceptable(
             "recipe_missing", "Exact unlearning retrains, and the model came without a recipe."

@@ -278,7 +278,7 @@ def _reject_version(session: Session, job: Job, cause: Document) -> None:
     if version.upload is not None and version.upload["scan"] == "pending":
         level = (job.sandbox or {}).get("level")
         version.upload = version.upload | {"scan": "refused", "sandbox": level}
-    version.blob = version.importance_blob = None
+    version.blob = version.importance_blob = version.importance = None
     session.flush()
     waiting = select(Job).where(
         Job.tenant_id == job.tenant_id,

@@ -49,6 +49,7 @@ def create(
     blob: str,
     meta: Document,
     importance_blob: str | None = None,
+    has_batchnorm: bool | None = None,
     upload_format: str = "safetensors",
 ) -> tuple[Model, Version, Job]:
     """Register a model with version 1, and queue the job that checks and measures it.
@@ -78,6 +79,7 @@ def create(
         id=new("mdl"),
         name=name,
         architecture=architecture,
+        has_batchnorm=has_batchnorm,
         preprocessing=preprocessing,
         recipe=recipe,
         dataset_id=dataset_id,
@@ -161,7 +163,7 @@ def delete(session: Session, tenant_id: str, model_id: str) -> Model:
     session.flush()
     for version in session.scalars(_versions(tenant_id, model_id)):
         throw(session, version.blob, version.importance_blob)
-        version.blob = version.importance_blob = None
+        version.blob = version.importance_blob = version.importance = None
         if version.status != "rejected":
             version.status, version.withdrawn_at = "withdrawn", version.withdrawn_at or now
     session.flush()

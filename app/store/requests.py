@@ -57,7 +57,7 @@ def receive(
             kind is needed.
         record_ids: repeated ids count once.
         subject: the raw reference; only its keyed hash is compared, none is stored.
-        class_index: a label, or a class name of the dataset.
+        class_index: a label, or a class name of the dataset; with ``samples`` what all are of.
         samples: id of a dataset sent to be forgotten; it is erased when the request is completed
             or taken back.
         ignore_missing: drop ids that are not in the dataset instead of refusing them.
@@ -75,7 +75,7 @@ def receive(
         Conflict: ``model_not_active``, ``dataset_not_ready``, or ``in_use`` if another request is
             to forget the same samples.
         Unacceptable: ``upload_rejected``, ``policy_unavailable``, ``selector_not_applicable``,
-            ``records_not_found``, ``class_unknown``, ``retain_set_too_small``,
+            ``records_not_found``, ``class_unknown``, ``class_mismatch``, ``retain_set_too_small``,
             ``dataset_purpose_mismatch``, ``forget_set_empty``, ``holdout_overlap``,
             ``dataset_missing``, ``recipe_missing``, ``holdout_missing``.
         TooMany: ``queue_quota_exceeded`` or ``request_quota_exceeded``.
@@ -265,7 +265,7 @@ def _join_key(model: Model, wish: admission.Wish) -> str:
     """Digest of all that decides about a job but the records themselves."""
     deciding: list[Any] = [
         model.id,
-        "class" if wish.selector == "class" else "records",
+        wish.scope,
         wish.policy,
         wish.unlearner,
         wish.options,

@@ -70,6 +70,17 @@ def rows_of_dataset(session: Session, tenant_id: str, dataset_id: str) -> Resolu
     return _rows_of_all(session, tenant_id, dataset_id)
 
 
+def num_of_other_classes(session: Session, tenant_id: str, dataset_id: str, label: int) -> int:
+    """How many training records of a dataset are not of this class."""
+    chosen = select(func.count()).where(
+        Record.tenant_id == tenant_id,
+        Record.dataset_id == dataset_id,
+        Record.split == "train",
+        Record.label != label,
+    )
+    return session.scalar(chosen) or 0
+
+
 def num_overlapping(session: Session, tenant_id: str, dataset_id: str, holdout_id: str) -> int:
     """How many records of ``holdout_id`` are training records of ``dataset_id``, by id."""
     if dataset_id == holdout_id:

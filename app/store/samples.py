@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from . import datasets
 from .erasing import OPEN
 from .errors import Conflict, NotFound, Unacceptable
-from .resolution import Resolution, num_overlapping, rows_of_dataset
+from .resolution import Resolution, num_of_other_classes, num_overlapping, rows_of_dataset
 from .tables import Dataset, Model, Request
 
 
@@ -64,6 +64,18 @@ def rows(session: Session, model: Model, dataset: Dataset) -> Resolution:
             extra={"num_overlapping": num},
         )
     return found
+
+
+def refuse_others(session: Session, dataset: Dataset, label: int) -> None:
+    """Refuse samples that are said to be of one class and are not.
+
+    Raises:
+        Unacceptable: ``class_mismatch``.
+    """
+    if num := num_of_other_classes(session, dataset.tenant_id, dataset.id, label):
+        detail = f"{num} records of the dataset are of another class."
+        error = {"pointer": "/forget/class", "message": detail, "code": "class_mismatch"}
+        raise Unacceptable("class_mismatch", detail, errors=[error], extra={"num_others": num})
 
 
 def _wrong(code: str, detail: str) -> Unacceptable:

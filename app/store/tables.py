@@ -166,6 +166,8 @@ class Model(Base):
     name: Mapped[str]
     status: Mapped[str] = mapped_column(default="active")
     architecture: Mapped[Document]
+    has_batchnorm: Mapped[bool | None]
+    """Whether its network keeps running statistics; None where nobody looked."""
     preprocessing: Mapped[Document]
     recipe: Mapped[Document | None]
     dataset_id: Mapped[str | None]
@@ -237,6 +239,8 @@ class Version(Base):
 
     Where they stay elsewhere it came along, unchecked until the version is ready.
     """
+    importance: Mapped[Document | None]
+    """``estimator, num_records, stale`` of it; None where there is none, or it is unchecked."""
     prepared_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=_now)
     withdrawn_at: Mapped[datetime | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..registry import discover
-from ._registry import Need, UnlearnerOptions, unlearners
+from ._registry import FROZEN_BATCHNORM, Need, UnlearnerOptions, unlearners
 
 discover(__name__, list(__path__))
 
@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 else:
     UnlearnerConfig = unlearners.union()
 
-__all__ = ["Need", "UnlearnerConfig", "UnlearnerOptions", "unlearners"]
+__all__ = ["FROZEN_BATCHNORM", "Need", "UnlearnerConfig", "UnlearnerOptions", "unlearners"]

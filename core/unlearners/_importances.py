@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ..data import Records
 from ..errors import MissingEvidence
-from ..importance import Estimator, Importance, estimate
+from ..importance import Importance, estimate
 from ..problem import Problem
+from ..situation import Estimator
+from ..stored import is_separable
 
 IMPORTANCE_SHARE = 0.6
 """Share of an unlearner's progress that measuring takes."""
@@ -14,11 +16,14 @@ IMPORTANCE_SHARE = 0.6
 def importances(problem: Problem, estimator: Estimator) -> tuple[Importance, Importance]:
     """Return the importance of the full set (the stored one if it fits) and of the forget set.
 
+    Where stored importance is a mean over batches, that of the forget set is one over batches of
+    the same size.
+
     Raises:
         MissingEvidence: if importance of the full set is neither stored nor can be measured.
     """
     stored = problem.importance
-    if stored is not None and _fits(stored, estimator, problem.batch_size):
+    if stored is not None and _fits(problem, stored, estimator):
         problem.tried.append(
             {"importance": "stored", "estimator": stored.estimator, "stale": stored.stale}
         )
@@ -32,9 +37,10 @@ def importances(problem: Problem, estimator: Estimator) -> tuple[Importance, Imp
     return full, _measure(problem, problem.forget, estimator, None, start=1 - share / 2)
 
 
-def _fits(stored: Importance, estimator: Estimator, batch_size: int) -> bool:
-    per_record = estimator == "fisher_persample"
-    return stored.estimator == estimator and (per_record or stored.batch_size == batch_size)
+def _fits(problem: Problem, stored: Importance, estimator: Estimator) -> bool:
+    """Whether it is of that estimator and, where it could be measured anew, of that batch size."""
+    alike = is_separable(stored) or stored.batch_size == problem.batch_size
+    return stored.estimator == estimator and (alike or problem.retain is None)
 
 
 def _measure(
@@ -53,7 +59,7 @@ def _measure(
         problem.model,
         records,
         estimator,
-        batch_size=problem.batch_size,
+        batch_size=problem.batch_size if like is None or is_separable(like) else like.batch_size,
         device=problem.device,
         seed=problem.seed,
         precision="fp32" if like is None else like.precision,

@@ -8,9 +8,15 @@ from torch import nn
 
 from ..problem import Problem
 from ..registry import Config, Registry
+from ..situation import Estimator
 
-Need = Literal["retain", "recipe", "holdout", "class", "images"]
-"""``class``: the request must name a class; ``images``: the records must be images."""
+Need = Literal["retain", "recipe", "holdout", "importance", "class", "images"]
+"""``importance``: that of the full set must be stored, or be measured on retained records;
+``class``: the request must name a class; ``images``: the records must be images."""
+
+
+FROZEN_BATCHNORM = "frozen batch norm holds statistics of the parent's weights; keep 1"
+"""What is wrong where options do not fit it."""
 
 
 class UnlearnerOptions(Config):
@@ -32,6 +38,16 @@ class UnlearnerOptions(Config):
     def all_needs(self) -> tuple[Need, ...]:
         """What these very options need; a composition needs what its parts need."""
         return self.needs
+
+    @property
+    def importance_taken(self) -> Estimator | None:
+        """The importance that these very options take, where they take any."""
+        return None
+
+    @property
+    def fits_frozen_batchnorm(self) -> bool:
+        """Whether these very options make sense where running statistics stay the parent's."""
+        return True
 
 
 class Unlearn(Protocol):

@@ -27,6 +27,7 @@ from ._descent import (
     need_retain,
     precision,
 )
+from ._registry import Need
 
 
 class SurgeryOptions(DescentOptions):
@@ -40,6 +41,12 @@ class SurgeryOptions(DescentOptions):
         "the parent says of never-seen tuning records of the same class, on average (unseen) or "
         "of one of them (unseen_record).",
     )
+
+    @property
+    def all_needs(self) -> tuple[Need, ...]:
+        """What the parent says of never-seen records takes such records."""
+        is_compared = self.forget_loss in ("unseen", "unseen_record")
+        return (*self.needs, "holdout") if is_compared else self.needs
 
 
 class Products(NamedTuple):

@@ -30,7 +30,7 @@ from ..determinism import fresh_seed
 from ..errors import Infeasible
 from ..problem import Problem
 from ..recipe import SGD
-from ._registry import Need, UnlearnerOptions, unlearners
+from ._registry import FROZEN_BATCHNORM, Need, UnlearnerOptions, unlearners
 from ._tuning import tune
 
 EPOCHS = 5
@@ -80,6 +80,11 @@ class FineTuneConfig(UnlearnerOptions):
     needs: ClassVar[tuple[Need, ...]] = ("retain",)
     source: ClassVar[str] = "Jia et al., NeurIPS 2023, arXiv:2304.04934"
 
+    @property
+    def fits_frozen_batchnorm(self) -> bool:
+        """Not where other weights are asked for."""
+        return self.keep in (None, 1.0)
+
 
 @unlearners
 def fine_tune(problem: Problem, config: FineTuneConfig) -> nn.Module:
@@ -121,8 +126,8 @@ def _perturb(problem: Problem, config: FineTuneConfig) -> None:
     if keep == 1.0:
         return
     if problem.bn_policy == "frozen" and batchnorm.has_batchnorm(problem.model):
-        if config.keep is not None:
-            raise Infeasible("frozen batch norm holds statistics of the parent's weights; keep 1")
+        if not config.fits_frozen_batchnorm:
+            raise Infeasible(FROZEN_BATCHNORM)
         problem.tried.append({"keep": 1.0, "batch_norm": "frozen: statistics of these weights"})
         return
     fresh = dict(problem.fresh(fresh_seed(problem.seed)).named_parameters())

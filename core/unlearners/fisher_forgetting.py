@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from ..classifier import parts
 from ..determinism import generator
 from ..errors import Infeasible
-from ..importance import Estimator, estimate
+from ..importance import estimate
 from ..problem import Problem
 from ..scores import gather
+from ..situation import Estimator
 from ._batchnorm import settle_at_last
 from ._descent import need_retain
 from ._registry import Need, UnlearnerOptions, unlearners

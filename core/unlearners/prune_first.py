@@ -25,6 +25,7 @@ from ..problem import Problem
 from ..pruners import Pruned, PrunerConfig, PrunerOptions, Pruning, pruners
 from ..registry import misfit
 from ..report import within
+from ..situation import Estimator
 from ._others import AnyBut, default
 from ._registry import Need, UnlearnerOptions, unlearners
 
@@ -62,8 +63,21 @@ class PruneFirstConfig(UnlearnerOptions):
 
     @property
     def all_needs(self) -> tuple[Need, ...]:
-        """What pruner and unlearner need."""
-        return tuple(dict.fromkeys((*self.needs, *self.prune.needs, *self.then.all_needs)))
+        """What pruner and unlearner need; importance is not of weights that were pruned since."""
+        moved = self.importance_taken is not None and self.prune.name != "zeros"
+        again: tuple[Need, ...] = ("retain",) if moved else ()
+        needs = (*self.needs, *self.prune.needs, *again, *self.then.all_needs)
+        return tuple(dict.fromkeys(needs))
+
+    @property
+    def importance_taken(self) -> Estimator | None:
+        """As of ``then``."""
+        return self.then.importance_taken
+
+    @property
+    def fits_frozen_batchnorm(self) -> bool:
+        """As of ``then``."""
+        return self.then.fits_frozen_batchnorm
 
     @model_validator(mode="after")
     def _mask_fits(self) -> Self:

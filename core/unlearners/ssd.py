@@ -30,11 +30,12 @@ from torch import nn
 from .. import batchnorm
 from ..dampening import Dampening
 from ..errors import Infeasible
-from ..importance import Estimator
 from ..measures import accuracy
+from ..methods import ESTIMATORS
 from ..problem import Problem
 from ..registry import misfit
 from ..scores import gather
+from ..situation import Estimator
 from ._batchnorm import settle
 from ._guard import Guard, sample
 from ._importances import IMPORTANCE_SHARE, importances
@@ -44,12 +45,6 @@ MOST_SELECTED = 0.2
 """Largest fraction of the weights that the search selects."""
 
 _TRIAL_RECALIBRATION = 512
-
-_ESTIMATORS: dict[str, Estimator] = {
-    "persample": "fisher_persample",
-    "batch": "fisher_batch",
-    "mas": "mas",
-}
 
 
 class SSDConfig(UnlearnerOptions):
@@ -115,7 +110,13 @@ class SSDConfig(UnlearnerOptions):
     @property
     def all_needs(self) -> tuple[Need, ...]:
         """Only the guarded search looks at tuning records."""
-        return ("holdout",) if self.chosen_selection == "guarded" else ()
+        is_guarded = self.chosen_selection == "guarded"
+        return ("importance", "holdout") if is_guarded else ("importance",)
+
+    @property
+    def importance_taken(self) -> Estimator:
+        """As ``estimator`` says."""
+        return ESTIMATORS[self.estimator]
 
     @property
     def chosen_selection(self) -> Literal["guarded", "adaptive", "potion", "alpha"]:
@@ -133,7 +134,7 @@ def ssd(problem: Problem, config: SSDConfig) -> nn.Module:
         MissingEvidence: if importance of the full set is neither stored nor can be computed.
     """
     problem.keep_masks(problem.model)
-    full, forget = importances(problem, _ESTIMATORS[config.estimator])
+    full, forget = importances(problem, config.importance_taken)
     dampening = Dampening(
         problem.model,
         full.values,

@@ -27,7 +27,7 @@ from ..methods import METHODS, Method
 from ..problem import Problem
 from ..report import within
 from ..scores import gather
-from ..situation import Situation
+from ..situation import Estimator, Situation
 from ._descent import need_retain, uses_sgd
 from ._guard import ALLOWANCE, Guard, sample
 from ._others import AnyBut, default
@@ -78,6 +78,16 @@ class TunedConfig(UnlearnerOptions):
     def all_needs(self) -> tuple[Need, ...]:
         """What the rule needs, and what the unlearner does."""
         return tuple(dict.fromkeys(("retain", "holdout", *self.unlearner.all_needs)))
+
+    @property
+    def importance_taken(self) -> Estimator | None:
+        """As of the unlearner."""
+        return self.unlearner.importance_taken
+
+    @property
+    def fits_frozen_batchnorm(self) -> bool:
+        """As of the unlearner."""
+        return self.unlearner.fits_frozen_batchnorm
 
     @field_validator("unlearner")
     @classmethod

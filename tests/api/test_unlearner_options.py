@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.api import fit
 from app.api.variants import methods
 from app.store import tables
-from app.store.session import transaction
+from app.store.session import reading, transaction
+from core import networks
 from core.registry import Entry
 from core.unlearners import UnlearnerOptions, unlearners
+from tests.worlds import write_checkpoint
 
 from .test_access_matrix import RANDOM
 from .world import Tenant, assert_problem
@@ -185,6 +189,41 @@ def test_an_empty_holdout_split_is_no_holdout(tenant: Tenant) -> None:
         session.get_one(tables.Dataset, (tenant.id, model.dataset_id)).num_holdout = 0
     answer = tenant.forget(model_id, unlearner={"name": "fine_tune"})
     assert assert_problem(answer, 422, "algorithm_not_applicable")["missing"] == "holdout"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"name": "fine_tune", "keep": 0.5},
+        {"name": "prune_first", "then": {"name": "fine_tune", "keep": 0.5}},
+    ],
+    ids=lambda wanted: wanted["name"],
+)
+def test_other_weights_do_not_go_with_frozen_batch_norm(tenant: Tenant, wanted: Any) -> None:
+    model_id = tenant.ready_model()
+    for has_batchnorm, bn_policy, status in (
+        (True, "frozen", 422),
+        (True, "recalibrate", 202),
+        (False, "frozen", 202),
+        (None, "frozen", 202),
+    ):
+        with transaction() as session:
+            session.get_one(tables.Model, (tenant.id, model_id)).has_batchnorm = has_batchnorm
+        answer = tenant.forget(model_id, unlearner=wanted, bn_policy=bn_policy)
+        assert answer.status_code == status, answer.text
+        if status == 422:
+            problem = assert_problem(answer, 422, "algorithm_not_applicable")
+            assert problem["errors"][0]["pointer"] == "/bn_policy"
+            assert "missing" not in problem
+
+
+def test_batch_norm_is_noted_at_the_door(tenant: Tenant, tmp_path: Path) -> None:
+    model_id = tenant.ready_model()
+    with reading() as session:
+        assert session.get_one(tables.Model, (tenant.id, model_id)).has_batchnorm is False
+    given = {"name": "resnet20", "num_classes": 2}
+    path = write_checkpoint(networks.build(networks.parse(given)), tmp_path / "weights")
+    assert fit.check(path, given).has_batchnorm
 
 
 @pytest.mark.parametrize("entry", [*unlearners], ids=NAMES)

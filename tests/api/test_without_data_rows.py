@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from httpx2 import Response
 
-from app.store import tables
+from app.store import jobs, tables
 from app.store.blobs import blobs
 from app.store.session import reading, settings, transaction
 
@@ -214,6 +214,69 @@ def test_unlearners_that_need_the_data(tenant: Tenant, model_id: str) -> None:
     assert_problem(answer, 422, "dataset_missing")
     answer = tenant.forget(model_id, sent, unlearner={"name": "fine_tune"})
     assert_problem(answer, 422, "algorithm_not_applicable")
+
+
+def test_importance_of_another_estimator(tenant: Tenant, model_id: str) -> None:
+    stored = {"estimator": "mas", "num_records": 10, "stale": 0}
+    tenant.set_version(model_id, importance=stored)
+    assert tenant.get(f"/models/{model_id}").json()["latest_version"]["importance"] == stored
+    sent = selector(samples(tenant))
+    zeros = {"name": "prune_first", "prune": {"name": "zeros"}}
+    for wanted in (
+        {"name": "ssd"},
+        {"name": "ssd", "estimator": "batch", "alpha": 2.0},
+        {**zeros, "then": {"name": "ssd"}},
+    ):
+        answer = tenant.forget(model_id, sent, unlearner=wanted)
+        problem = assert_problem(answer, 422, "algorithm_not_applicable")
+        assert problem["missing"] == "importance"
+    wanted = {**zeros, "then": {"name": "ssd", "estimator": "mas"}}
+    assert tenant.forget(model_id, sent, unlearner=wanted).status_code == 202
+
+
+def test_importance_that_went_with_an_earlier_request(tenant: Tenant, model_id: str) -> None:
+    tenant.set_version(model_id, importance_blob=None)
+    sent = selector(samples(tenant))
+    problem = assert_problem(tenant.forget(model_id, sent), 422, "dataset_missing")
+    assert "register the version as a new model" in problem["detail"]
+    answer = tenant.forget(model_id, sent, unlearner={"name": "ssd"})
+    assert assert_problem(answer, 422, "algorithm_not_applicable")["missing"] == "importance"
+
+
+def of_one_class(tenant: Tenant, label: int = 1, **metadata: Any) -> str:
+    found = samples(tenant, **metadata)
+    with transaction() as session:
+        rows = session.query(tables.Record).where(tables.Record.dataset_id == found)
+        for row in rows.where(tables.Record.split == "train"):
+            row.label = label
+    return found
+
+
+def test_samples_that_are_a_class(tenant: Tenant, model_id: str) -> None:
+    sent = selector(of_one_class(tenant)) | {"class": 1}
+    asked, told = both_ways(tenant, model_id, sent)
+    assert asked.status_code == 202, asked.text
+    body = asked.json()
+    assert (body["selector"], body["class_index"]) == ("samples", 1)
+    with transaction() as session:
+        claim = jobs.claim(session, body["job_id"], "w")
+    assert claim is not None
+    assert (claim.selector, claim.forget_classes) == ("class", (1,))
+    assert told.status_code == 409, "the first has them"
+    another = selector(of_one_class(tenant, prefix="t")) | {"class": 1}
+    told = tenant.call("POST", RECOMMEND, json={"model": model_id, "forget": another})
+    assert told.json()["candidates"][0]["unlearner"]["name"] == "ssd"
+
+
+@pytest.mark.parametrize(
+    ("label", "code"), [(0, "class_mismatch"), (7, "class_unknown"), ("bird", "class_unknown")]
+)
+def test_samples_that_are_not_the_class(
+    tenant: Tenant, model_id: str, label: int | str, code: str
+) -> None:
+    for answer in both_ways(tenant, model_id, selector(samples(tenant)) | {"class": label}):
+        problem = assert_problem(answer, 422, code)
+        assert problem["errors"][0]["pointer"] == "/forget/class"
 
 
 def test_evidence_needs_the_data(tenant: Tenant, model_id: str) -> None:

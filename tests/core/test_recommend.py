@@ -7,6 +7,7 @@ import pytest
 import core
 from core.audits import audits
 from core.methods import METHODS, Method, known, registered
+from core.policies import ladder
 from core.recommend import MOST_APPROXIMATE, RULES, recommend
 from core.situation import Situation
 from core.unlearners import unlearners
@@ -71,8 +72,11 @@ def left_out(found):
         ({"num_earlier": 5, "selector": "class"}, ["fine_tune", "retrain"]),
         ({"has_recipe": False}, ["fine_tune", "eupmu", "salun"]),
         ({"epochs": None}, ["fine_tune", "eupmu", "salun", "retrain"]),
-        ({"has_retain": False}, ["ssd", "delete"]),
+        ({"has_retain": False}, ["delete", "ssd"]),
         ({"has_retain": False, "selector": "class"}, ["ssd", "delete"]),
+        ({"has_retain": False, "selector": "class", "has_batchnorm": True}, ["delete", "ssd"]),
+        ({"has_retain": False, "purpose": "poison_removal"}, ["ssd", "delete"]),
+        ({"has_retain": False, "estimator": "fisher_model"}, ["delete"]),
         ({"has_retain": False, "has_importance": False}, []),
         ({"has_retain": False, "has_holdout": False}, []),
         ({"has_recipe": False, "has_holdout": False}, []),
@@ -90,6 +94,68 @@ def test_poison_is_dampened_until_its_label_is_gone():
     found = recommend(situation(purpose="poison_removal"), ALL)
     potion = {"name": "ssd", "selection": "potion", "target_accuracy": 0.1}
     assert found.candidates[0].unlearner == potion
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options"),
+    [
+        (None, {}),
+        ("fisher_persample", {}),
+        ("fisher_batch", {"estimator": "batch"}),
+        ("mas", {"estimator": "mas"}),
+    ],
+)
+@pytest.mark.parametrize("purpose", ["erasure", "poison_removal"])
+def test_dampening_takes_the_importance_that_is_stored(estimator, options, purpose):
+    found = recommend(
+        situation(has_retain=False, selector="class", estimator=estimator, purpose=purpose), ALL
+    )
+    chosen = found.candidates[0].unlearner
+    assert {key: chosen[key] for key in chosen if key == "estimator"} == options
+    assert unlearners.parse(chosen).importance_taken == (estimator or "fisher_persample")
+    measured = recommend(situation(selector="class", estimator="mas"), ALL)
+    assert {"name": "ssd"} in [candidate.unlearner for candidate in measured.candidates]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit",
+        "torchvision/swin_v2_t",
+        *(f"timm/{each}" for each in ("deit3_base_patch16_224", "beitv2_base_patch16_224")),
+        *(f"timm/{each}" for each in ("eva02_base_patch14_224", "hiera_base_224", "cait_s24_224")),
+        *(f"transformers/{each}" for each in ("deit", "beit", "dinov2", "hiera", "pvt_v2")),
+        *(f"transformers/{each}" for each in ("data2vec-vision", "ijepa", "vit_msn", "swinv2")),
+    ],
+)
+def test_networks_of_attention(name):
+    assert situation(architecture=name).is_transformer
+
+
+@pytest.mark.parametrize("name", ["resnet20", "timm/swiftformer_s", "transformers/levit", "mlp"])
+def test_networks_of_something_else(name):
+    assert not situation(architecture=name).is_transformer
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ["fine_tune", "ssd", "delete", "retrain"]),
+        ({"time_budget_seconds": 1e9}, ["fine_tune", "ssd", "delete", "retrain"]),
+        ({"time_budget_seconds": 100.0}, ["fine_tune", "ssd", "l1_sparse", "retrain"]),
+        ({"time_budget_seconds": 50.0}, ["ssd", "random_label", "delete", "retrain"]),
+        ({"time_budget_seconds": 50.0, "policy": "fast"}, ["ssd"]),
+        ({"time_budget_seconds": 50.0, "policy": "exact"}, ["retrain"]),
+        (
+            {"time_budget_seconds": 50.0, "num_forget": 20},
+            ["ssd", "random_label", "delete", "retrain"],
+        ),
+        ({"time_budget_seconds": 0.01}, ["fine_tune", "ssd", "delete", "retrain"]),
+    ],
+)
+def test_a_job_tries_what_fits_its_time_first(changes, expected):
+    asked = situation(selector="class", seconds_per_pass=10.0, **changes)
+    assert [rung["name"] for rung in ladder(asked, ALL)] == expected
 
 
 @pytest.mark.parametrize("policy", ["fast", "standard", "strict", "exact"])
@@ -123,7 +189,9 @@ def test_every_unlearner_is_a_candidate_or_left_out_with_a_reason(
         ({}, "famo", "nothing speaks for it here"),
         ({"num_earlier": 9, "selector": "class"}, "ssd", "its damage compounds"),
         ({"purpose": "poison_removal"}, "random_label", "one more poison"),
-        ({"has_retain": False, "has_importance": False}, "ssd", "no method is reliable"),
+        ({"has_retain": False, "has_importance": False}, "delete", "no method is reliable"),
+        ({"has_retain": False, "has_importance": False}, "ssd", "it needs stored importance"),
+        ({"has_retain": False, "estimator": "fisher_model"}, "ssd", "it needs stored importance"),
         ({"policy": "fast"}, "salun", "the first rung alone"),
     ],
 )
@@ -222,7 +290,7 @@ def test_options_of_picks_are_options(name):
 def test_rules_speak_of_known_unlearners_only():
     for rule in RULES:
         assert {*rule.picks, *rule.avoid} <= ALL
-        assert set(rule.options) <= set(rule.picks)
+        assert set(rule.options) <= ALL
         assert rule.situation.isascii()
 
 

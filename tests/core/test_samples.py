@@ -103,9 +103,36 @@ def test_a_class_is_dampened_by_stored_importance_alone(run):
 
 def test_without_importance_the_rung_says_so(run):
     result = run(importance=None)
-    assert result["rungs"][0]["status"] == "errored"
-    assert "no stored importance fits" in result["rungs"][0]["reason"]
+    assert result["rungs"][0]["status"] == "skipped"
+    assert "none is stored, and no training record stays" in result["rungs"][0]["reason"]
     assert (result["published"], result["importance"]) == (None, None)
+    assert result["code"] == "evidence_insufficient"
+
+
+def test_importance_of_another_estimator_is_no_importance(run):
+    result = run(ladder=[{"name": "ssd", "estimator": "mas", "selection": "adaptive"}])
+    assert result["rungs"][0]["status"] == "skipped"
+    assert "mas is taken, fisher_persample is stored" in result["rungs"][0]["reason"]
+
+
+@pytest.mark.parametrize("estimator", ["fisher_batch", "mas"])
+def test_means_over_batches_are_compared_with_such_of_the_same_size(
+    run, files, tmp_path, monkeypatch, estimator
+):
+    made = estimate(loaded(files["weights"]), world().train, estimator, batch_size=32, device=CPU)
+    importance.save(made, tmp_path / "made")
+    sizes = []
+
+    def counted(*args, **options):
+        sizes.append(options["batch_size"])
+        return estimate(*args, **options)
+
+    monkeypatch.setattr("core.unlearners._importances.estimate", counted)
+    option = {"fisher_batch": "batch", "mas": "mas"}[estimator]
+    rung = {"name": "ssd", "estimator": option, "selection": "adaptive"}
+    result = run(importance=tmp_path / "made", ladder=[rung], batch_size=256)
+    assert result["rungs"][0]["tried"][0]["importance"] == "stored"
+    assert sizes == [32]
 
 
 def test_what_needs_retained_records_is_skipped(run):
@@ -127,6 +154,8 @@ def test_the_importance_of_what_stays_is_left_for_the_next_request(run, lenient,
     parent, child = loaded(files["weights"]), loaded(tmp_path / result["weights"])
     stored.check(left, child)
     assert (left.n, left.stale) == (len(world().train) - len(samples()), 1)
+    assert result["importance_summary"] == left.summary()
+    assert "no stored importance" not in result["reason"]
     retained = world().train.take(world().train.labels != CLASS)
     measured = estimate(parent, retained, "fisher_persample", batch_size=64, device=CPU)
     for name, value in measured.values.items():
@@ -150,6 +179,10 @@ def test_importance_that_cannot_be_subtracted_is_not_measured_again(
     rung = {"name": "ssd", "estimator": "mas", "selection": "adaptive"}
     result = run(importance=tmp_path / "mas", ladder=[rung])
     assert (result["published"], result["importance"], measured) == (0, None, [])
+    assert result["importance_summary"] is None
+    assert result["reason"].endswith(
+        "the records can't be taken out of mas: no stored importance is left for later requests"
+    )
 
 
 def test_batch_means_cannot_be_subtracted(files):
@@ -207,7 +240,13 @@ def test_importance_from_outside_is_kept(files, tmp_path):
     given = importance.load(files["importance"])
     assert (kept.estimator, kept.n, kept.weights) == (given.estimator, given.n, given.weights)
     assert all(torch.equal(kept.values[name], given.values[name]) for name in given.values)
-    assert prepared(files, tmp_path, None)["importance"] is None
+    assert result["importance_summary"] == {
+        "estimator": "fisher_persample",
+        "num_records": len(world().train),
+        "stale": 0,
+    }
+    without = prepared(files, tmp_path, None)
+    assert (without["importance"], without["importance_summary"]) == (None, None)
 
 
 def broken(given, **values):

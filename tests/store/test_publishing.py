@@ -48,6 +48,26 @@ def test_publishing_replaces_the_parent(store: World) -> None:
     assert any(key.endswith("importance.safetensors") for key in thrown)
 
 
+def test_what_stored_importance_is_goes_with_it(store: World) -> None:
+    stored = {"estimator": "fisher_persample", "num_records": 3, "stale": 0}
+    left = {**stored, "num_records": 2, "stale": 1}
+    with transaction() as session:
+        model, _, job_id = factories.a_raw_model(session, store.tenant)
+        factories.prepare(session, job_id, "t/importance", importance=stored)
+    claim, _ = _claimed(store, model.id)
+    assert claim.version is not None
+    assert claim.version.importance == stored
+    with transaction() as session:
+        factories.publish(session, claim, importance_blob="t/left", importance=left)
+    with reading() as session:
+        parent, child = models.versions(session, store.tenant, model.id)
+    assert (parent.importance, child.importance) == (None, left)
+    with transaction() as session:
+        models.delete(session, store.tenant, model.id)
+    with reading() as session:
+        assert models.versions(session, store.tenant, model.id)[1].importance is None
+
+
 def test_the_job_tells_what_came_out(store: World) -> None:
     claim, _ = _claimed(store, _model(store).id)
     with transaction() as session:

@@ -88,6 +88,19 @@ def test_completed_requests_leave_nothing_but_a_row(store: World) -> None:
     assert again.rows.tolist() == [0, 1, 2]
 
 
+def test_a_class_is_a_class_in_the_job_too(store: World) -> None:
+    model_id = a_model(store)
+    samples = some_samples(store, [[f"r{row}", 1, "train", None] for row in range(3)])
+    request = ask(store, model_id, samples, class_index=1)
+    assert (request.selector, request.selector_class) == ("samples", 1)
+    held = claim(request)
+    assert (held.selector, held.forget_classes) == ("class", (1,))
+    with pytest.raises(Unacceptable) as refusal:
+        ask(store, model_id, some_samples(store), class_index=0)
+    assert refusal.value.code == "class_mismatch"
+    assert refusal.value.extra == {"num_others": 1}
+
+
 def test_attention_keeps_them_for_another_try(store: World) -> None:
     model_id, samples = a_model(store), some_samples(store)
     first = ask(store, model_id, samples)

@@ -6,10 +6,11 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from structlog.testing import capture_logs
 
 from app.settings import Settings
@@ -264,6 +265,27 @@ def test_a_checkpoint_that_was_changed_is_not_used(
     assert steps.order(held, here.home.path)["checkpoints"]["found"] is not None
     blobs().path(job.checkpoint_blob).write_bytes(b"changed")
     assert steps.order(held, here.home.path)["checkpoints"]["found"] is None
+
+
+@pytest.mark.parametrize(("limit", "first"), [(1e6, "retrain"), (50.0, "fine_tune")])
+def test_the_ladder_knows_the_time_there_is(
+    here: Station, ids: tuple[str, str], limit: float, first: str
+) -> None:
+    tenant, model_id = ids
+    now = datetime.now(UTC)
+    with transaction() as session:
+        session.get_one(tables.Model, (tenant, model_id)).recipe = {"epochs": 100}
+        prepared = update(tables.Job).where(tables.Job.kind == "prepare")
+        session.execute(prepared.values(started_at=now - timedelta(seconds=2), finished_at=now))
+        wish = {"record_ids": ["r1"], "options": {"time_limit_seconds": limit}}
+        request = factories.a_request(session, tenant, model_id, **wish)
+        factories.bytes_for_all(session)
+    with transaction() as session:
+        held = jobs.claim(session, request.job_id, "w")
+    assert held is not None
+    assert held.seconds_per_pass == pytest.approx(2.0)
+    rungs = [rung["name"] for rung in steps.order(held, here.home.path)["arguments"]["ladder"]]
+    assert (rungs[0], "retrain" in rungs) == (first, True)
 
 
 def test_a_checkpoint_that_does_not_fit_is_said_in_the_log(

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app.settings import Need
 from core.situation import Purpose
 
-from .. import audits, budget, clock, models, references
+from .. import audits, budget, clock, models, references, situations
 from .. import session as sessions
 from ..endings import LeaseLost, end, lock, move_requests, problem
 from ..resolution import Rows, num_overlapping
@@ -166,6 +166,7 @@ def _with_model(session: Session, job: Job) -> Claim:
         purpose=cast("Purpose", asked[0].purpose) if asked else "erasure",
         earlier=models.earlier_requests(session, tenant_id, model.id) if is_unlearn else {},
         spent=budget.spent(session, model) if is_unlearn else budget.Spent(),
+        seconds_per_pass=situations.seconds_per_pass(session, model) if is_unlearn else None,
     )
 
 

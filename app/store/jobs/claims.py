@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from core.situation import Purpose
+from core.situation import Purpose, Selector
 
 from ..audits import Subject
 from ..budget import Spent
@@ -40,6 +40,8 @@ class Claim:
     """unlearn: id of an applied request of the lineage -> the rows that it had forgotten."""
     spent: Spent = field(default_factory=Spent)
     """unlearn: what the lineage has used of its deletion budget."""
+    seconds_per_pass: float | None = None
+    """unlearn: over the training records, as far as it was measured."""
     subject: Subject | None = None
     """audit: whose traces to look for."""
     oracles: tuple[Version, ...] = ()
@@ -51,7 +53,7 @@ class Claim:
         return self.job.kind == "unlearn" and not any(len(rows) for rows in self.requests.values())
 
     @property
-    def selector(self) -> str:
+    def selector(self) -> Selector:
         """``class`` or ``records``."""
         return "class" if self.forget_classes else "records"
 

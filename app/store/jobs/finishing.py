@@ -92,6 +92,7 @@ def finish_prepare(
     num_parameters: int,
     findings: list[Document],
     importance_blob: str | None,
+    importance: Document | None = None,
 ) -> None:
     """Make the version ready, with its baseline findings and its stored importance.
 
@@ -108,7 +109,8 @@ def finish_prepare(
     if version.importance_blob != importance_blob:
         throw(session, version.importance_blob)
     version.status, version.prepared_at = "ready", datetime.now(UTC)
-    version.num_parameters, version.importance_blob = num_parameters, importance_blob
+    version.num_parameters = num_parameters
+    version.importance_blob, version.importance = importance_blob, importance
     session.merge(Baseline(tenant_id=job.tenant_id, version_id=version.id, findings=findings))
     session.flush()
     end(session, job, "succeeded", epoch=claim.epoch, result={"version": version.id})

@@ -34,6 +34,7 @@ def publish(
     reason: str = "",
     cost: Document | None = None,
     importance_blob: str | None = None,
+    importance: Document | None = None,
 ) -> Version | None:
     """Store the new version, withdraw its parent and complete the requests, all or nothing.
 
@@ -49,6 +50,7 @@ def publish(
         reason: why that rung was published.
         cost: what the job took, for readers.
         importance_blob: key of the importance that is left, where it can't be measured again.
+        importance: what ``core.importance`` says of it.
 
     Returns:
         The new version; None if everybody took their request back, or the model was deleted, in
@@ -65,7 +67,9 @@ def publish(
         throw(session, blob, importance_blob)
         end(session, job, "cancelled", epoch=claim.epoch)
         return None
-    version = _child(session, job, parent, outcome, blob, digest, size_bytes, importance_blob)
+    version = _child(session, job, parent, outcome, blob, digest, size_bytes)
+    version.importance_blob, version.importance = importance_blob, importance
+    session.flush()
     result = {
         "outcome": outcome,
         "version": version.id,
@@ -141,7 +145,6 @@ def _child(
     blob: str,
     digest: str,
     size_bytes: int,
-    importance_blob: str | None,
 ) -> Version:
     assert parent.number is not None, "the base of an unlearn job is a link of the chain"
     version = Version(
@@ -157,7 +160,6 @@ def _child(
         size_bytes=size_bytes,
         num_parameters=parent.num_parameters,
         blob=blob,
-        importance_blob=importance_blob,
     )
     session.add(version)
     session.flush()
@@ -173,12 +175,12 @@ def _keep_rungs(session: Session, job: Job, rungs: Sequence[Document]) -> None:
 
 def _replace(session: Session, parent: Version, child: Version) -> None:
     """Withdraw the parent, drop what was derived from its records, and serve the child."""
-    importance = session.scalar(
+    importance_blob = session.scalar(
         select(Version.importance_blob).where(
             Version.tenant_id == parent.tenant_id, Version.id == parent.id
         )
     )
-    throw(session, importance)
+    throw(session, importance_blob)
     _one(
         session,
         update(Version)
@@ -187,7 +189,12 @@ def _replace(session: Session, parent: Version, child: Version) -> None:
             Version.id == parent.id,
             Version.status == "ready",
         )
-        .values(status="withdrawn", withdrawn_at=datetime.now(UTC), importance_blob=None)
+        .values(
+            status="withdrawn",
+            withdrawn_at=datetime.now(UTC),
+            importance_blob=None,
+            importance=None,
+        )
         .returning(Version.id),
     )
     _one(

@@ -78,6 +78,7 @@ def test_what_it_needs_is_missed(name, need):
         "retain": ({"retain": None}, MissingEvidence),
         "recipe": ({"recipe": None}, MissingEvidence),
         "holdout": ({"tuning": None}, MissingEvidence),
+        "importance": ({"importance": None, "retain": None}, MissingEvidence),
         "class": ({"selector": "records"}, Infeasible),
         "images": ({"forget": cases.small_problem("retrain").forget}, InvalidInput),
     }

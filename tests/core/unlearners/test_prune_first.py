@@ -213,12 +213,22 @@ def test_the_schema_offers_every_pruner_and_every_other_unlearner():
     assert wanted <= set(schema["$defs"])
 
 
+DAMPENING = {"importance", "holdout"}
+
+
 @pytest.mark.parametrize(
     ("prune", "then", "needs", "exact"),
     [
         ({"name": "omp"}, {"name": "fine_tune"}, {"retain", "recipe"}, False),
-        ({"name": "omp", "epochs": 0}, {"name": "ssd"}, {"holdout"}, False),
-        ({"name": "synflow"}, {"name": "ssd"}, {"holdout"}, False),
+        ({"name": "omp", "epochs": 0}, {"name": "ssd"}, {"retain", *DAMPENING}, False),
+        ({"name": "synflow"}, {"name": "ssd"}, {"retain", *DAMPENING}, False),
+        ({"name": "zeros"}, {"name": "ssd"}, DAMPENING, False),
+        (
+            {"name": "zeros"},
+            {"name": "eupmu", "forget_loss": "unseen"},
+            {"retain", "holdout"},
+            False,
+        ),
         ({"name": "synflow"}, {"name": "fine_tune"}, {"retain"}, False),
         ({"name": "synflow"}, {"name": "retrain"}, {"retain", "recipe"}, True),
         ({"name": "imp"}, {"name": "retrain"}, {"retain", "recipe"}, True),

@@ -82,8 +82,9 @@ def test_a_rung_without_a_retained_record_runs_to_its_end():
     assert rung.status in {"published", "refused"}, rung.reason
     assert rung.tried[0]["importance"] == "stored"
     assert rung.tried[-1] == KEPT_STATISTICS
-    rung, _ = attempt(replace(case, importance=None), SSDConfig(), 0, 1)
-    assert rung.status == "errored"
+    for importance_of, stays in ((None, None), (stored("mas"), None)):
+        other = replace(case, importance=importance_of, retain=stays)
+        assert attempt(other, SSDConfig(), 0, 1)[0].status == "skipped"
 
 
 def test_recalibrated_statistics_are_not_said_to_be_kept():
@@ -123,5 +124,5 @@ def test_mas_forgets_a_class_like_an_oracle_from_stored_importance():
     [{"selection": "adaptive"}, {"selection": "potion"}, {"estimator": "batch", "alpha": 5}],
 )
 def test_only_the_guarded_search_needs_a_holdout(options):
-    assert SSDConfig().all_needs == ("holdout",)
-    assert SSDConfig(**options).all_needs == ()
+    assert SSDConfig().all_needs == ("importance", "holdout")
+    assert SSDConfig(**options).all_needs == ("importance",)
