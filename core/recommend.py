@@ -116,18 +116,9 @@ RULES = (
         options={"ssd": {"estimator": "mas"}},
     ),
     Rule(
-        "batch norm without records to measure it on",
-        lambda s: not s.has_retain and s.has_importance and bool(s.has_batchnorm),
-        picks={
-            "delete": "trains around the statistics, which stay the parent's",
-            "ssd": "what it dampens no longer has the statistics that stay, so it comes later",
-        },
-    ),
-    Rule(
         "only records to forget that are no class",
         lambda s: not s.has_retain and s.has_importance and s.selector == "records",
         picks={
-            "delete": "distils the model into itself without what it says of the records",
             "ssd": "finds weights of a cluster, such as a sub-class; random records have none, and "
             "its search then says so",
         },

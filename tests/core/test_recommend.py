@@ -72,9 +72,9 @@ def left_out(found):
         ({"num_earlier": 5, "selector": "class"}, ["fine_tune", "retrain"]),
         ({"has_recipe": False}, ["fine_tune", "eupmu", "salun"]),
         ({"epochs": None}, ["fine_tune", "eupmu", "salun", "retrain"]),
-        ({"has_retain": False}, ["delete", "ssd"]),
+        ({"has_retain": False}, ["ssd", "delete"]),
         ({"has_retain": False, "selector": "class"}, ["ssd", "delete"]),
-        ({"has_retain": False, "selector": "class", "has_batchnorm": True}, ["delete", "ssd"]),
+        ({"has_retain": False, "selector": "class", "has_batchnorm": True}, ["ssd", "delete"]),
         ({"has_retain": False, "purpose": "poison_removal"}, ["ssd", "delete"]),
         ({"has_retain": False, "estimator": "fisher_model"}, ["delete"]),
         ({"has_retain": False, "has_importance": False}, []),
@@ -94,6 +94,12 @@ def test_poison_is_dampened_until_its_label_is_gone():
     found = recommend(situation(purpose="poison_removal"), ALL)
     potion = {"name": "ssd", "selection": "potion", "target_accuracy": 0.1}
     assert found.candidates[0].unlearner == potion
+
+
+@pytest.mark.parametrize(("selector", "why"), [("records", "random records"), ("class", "stands")])
+def test_what_dampening_can_do_without_the_rest_is_said(selector, why):
+    found = recommend(situation(has_retain=False, selector=selector), ALL)
+    assert why in found.candidates[0].reason
 
 
 @pytest.mark.parametrize(
