@@ -31,6 +31,7 @@ def test_erasure_from_stored_importance_alone(tmp_path: Path, home: Path) -> Non
             data = pq.read_table(home / "digits.parquet")
             model = _register(client, tmp_path, home / "digits.safetensors", data)
             sent = _dataset(client, tmp_path / "sent", _some(data), purpose="forget")
+            _forget_class(client, tmp_path, model, data)
             _forget(client, model, sent)
             assert client.get(f"/datasets/{sent}")["status"] == "deleted"
             child = client.wait(f"/models/{model}/versions/2", "status", "ready", "rejected")
@@ -93,6 +94,29 @@ def _send(client: Client, trained: Path, metadata: Json, made: Path) -> Json:
         )
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
+
+
+CLASS = 3
+
+
+def _forget_class(client: Client, folder: Path, model: str, data: pa.Table) -> None:
+    """A class is forgotten and judged as one; the digits are too few for a gate to pass."""
+    train = data.filter(pc.field("split") == "train")
+    sent = _dataset(
+        client, folder / "class", train.filter(pc.field("label") == CLASS), purpose="forget"
+    )
+    forget = {"type": "samples", "dataset": sent, "class": CLASS}
+    request = client.forget("class", model, forget, policy="standard")
+    assert (request["selector"], request["class_index"]) == ("samples", CLASS)
+    job = client.job(request["job_id"])
+    assert job["status"] == "failed"
+    rung = job["result"]["rungs_tried"][0]
+    assert rung["unlearner"]["name"] == "ssd"
+    targets = [each["target"] for each in rung["tried"] if "target" in each]
+    assert targets, rung["tried"]
+    assert max(targets) == min(targets) == pytest.approx(0.1), "chance"
+    assert {"class_accuracy", "membership_auc"} <= {gate["name"] for gate in rung["gates"]}
+    assert client.http.delete(f"/unlearn-requests/{request['id']}").status_code == 202
 
 
 SSD = {"name": "ssd", "selection": "adaptive", "lam": 5.0}
