@@ -79,8 +79,8 @@ def _unlearners() -> str:
         f"Unlearners ({len(rows)})",
         "Exact: the same as retraining by construction. Needs: what must be there beside the\n"
         "records to forget; `importance` is stored, or measured on training records. Both with\n"
-        "default options; `prune_first` is as exact as what it runs, and needs what that needs, as\n"
-        "`tuned` does.",
+        "default options; `prune_first` is as exact as what it runs, and needs what that needs,\n"
+        "as `tuned` does.",
         ("Name", "What it does", "Kind", "Needs", "Networks", "Cost", "Promise", "Source"),
         rows,
     )

@@ -16,7 +16,7 @@ def test_rows_outlive_the_way_down_and_up(store: World) -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     with transaction() as session:
         model = factories.a_model(session, store.tenant, has_batchnorm=True)
-    command.downgrade(config, "0012")
+    command.downgrade(config, "0013")
     command.upgrade(config, "head")
     with reading() as session:
         found = session.get_one(tables.Model, (store.tenant, model.id))
