@@ -62,7 +62,7 @@ def test_in_what_is_to_be_forgotten(tenant: Tenant) -> None:
 
 
 def test_in_an_address(tenant: Tenant) -> None:
-    part = quote("é\0b")
+    part = quote("\N{LATIN SMALL LETTER E WITH ACUTE}\0b")
     for path in ("/models/mdl_", "/datasets/", "/jobs/job_", "/unlearn-requests/", "/unlearners/"):
         assert_problem(tenant.get(f"{path}{part}"), 404, "not_found")
     for query in ("cursor", "after", "before", "limit", "status", "model", "colour"):

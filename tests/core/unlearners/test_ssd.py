@@ -161,8 +161,25 @@ def test_importance_of_another_kind_is_not_used(kept, config):
     problem = class_problem(importance=stored(*kept))
     ssd(problem, options)
     assert problem.tried[0]["importance"] == "measured"
+
+
+def test_without_retained_records_importance_of_another_kind_is_not_enough():
+    kept = stored("fisher_persample", 256)
+    problem = dataclasses.replace(class_problem(importance=kept), retain=None)
     with pytest.raises(MissingEvidence):
-        ssd(dataclasses.replace(class_problem(importance=stored(*kept)), retain=None), options)
+        ssd(problem, SSDConfig(selection="adaptive", estimator="mas"))
+
+
+def test_without_retained_records_batches_are_those_of_what_is_stored():
+    options = SSDConfig(selection="adaptive", estimator="batch")
+    kept = stored("fisher_batch", 128)
+    problem = dataclasses.replace(class_problem(importance=kept), retain=None)
+    model = ssd(problem, options)
+    assert problem.tried[0]["importance"] == "stored"
+    same = dataclasses.replace(
+        class_problem(importance=kept), retain=None, batch_size=128, bn_policy="frozen"
+    )
+    assert weights.equal(model, ssd(same, options))
 
 
 def test_mas_needs_no_labels():
