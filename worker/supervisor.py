@@ -235,6 +235,8 @@ class Runner:
 
     def _death(self, reason: str) -> RunnerDied:
         status = self.kill()
+        # Its last words may still be in the pipe; whoever else holds that is waited for briefly.
+        self._listeners[-1].join(PIPE_SECONDS)
         return RunnerDied(f"runner {reason} (exit status {status})", self.stderr)
 
     def _signal(self, number: int) -> None:

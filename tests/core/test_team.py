@@ -61,7 +61,12 @@ def helpers() -> list[psutil.Process]:
     ("raw", "records", "how"),
     [
         (MLP, blobs(50), recipe(batch_size=7, optimizer={"name": "adamw", "lr": 0.01})),
-        (VIT, images(24), recipe(batch_size=10, augment=["crop", "flip"], label_smoothing=0.1)),
+        pytest.param(
+            VIT,
+            images(24),
+            recipe(batch_size=10, augment=["crop", "flip"], label_smoothing=0.1),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_processes_take_the_steps_of_one(

@@ -235,7 +235,7 @@ def end_once_training(tenant: str, job_id: str, here: Station) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", ["oracle", "bank"])
+@pytest.mark.parametrize("kind", ["oracle", pytest.param("bank", marks=pytest.mark.slow)])
 def test_a_drained_training_goes_on_where_it_was(
     here: Station, ids: tuple[str, str], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -130,6 +130,23 @@ def test_a_crash_is_a_death_with_its_last_words(spawn: Spawn) -> None:
     assert "last words" not in str(death.value)
 
 
+def test_last_words_that_come_late_are_waited_for(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_late(runner: Runner) -> None:
+        runner._process.wait()
+        time.sleep(0.5)
+        read(runner)
+
+    read = Runner._keep_stderr
+    monkeypatch.setattr(Runner, "_keep_stderr", read_late)
+    runner = spawn()
+    runner.give(order("crash", runner.out))
+    with pytest.raises(RunnerDied) as death:
+        listen(runner)
+    assert "last words" in death.value.stderr
+
+
 def test_words_outside_the_protocol_end_the_runner(spawn: Spawn) -> None:
     runner = spawn()
     runner.give(order("babble", runner.out))

@@ -75,7 +75,9 @@ def test_single_records_are_out_of_reach(network):
     assert len(problem.tried) > 1
 
 
-@pytest.mark.parametrize("network", ["vit", "resnet20", "mlp"])
+@pytest.mark.parametrize(
+    "network", [*(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS), "mlp"]
+)
 def test_a_cluster_within_a_label_is_recognised_no_better_than_never_seen_records(network):
     world, digit, unseen = pairs(network)
     mask = digit == 3
