@@ -74,7 +74,7 @@ class Recorder:
 
 def dataset(path: Path) -> list[str]:
     """Write the tiny dataset with canaries for ids and subjects; return its training ids."""
-    world._write_dataset(path)
+    world.write_dataset(path)
     table = pq.read_table(path)
     ids = [f"{RECORD}-{row}" for row in range(len(table))]
     subjects = [f"{SUBJECT}-{row // 4}@example.org" for row in range(len(table))]
@@ -95,7 +95,7 @@ def story(client: Client, folder: Path) -> tuple[str, str]:
     """Do everything once, and much of it wrong; return the model and a job that was done."""
     data, weights = folder / f"{FILE}.parquet", folder / f"{FILE}.safetensors"
     ids = dataset(data)
-    world._train(weights, world.recipe(3))
+    world.train(weights, world.recipe(3))
     broken(folder / f"{FILE}-broken.parquet", data)
     bad = client.upload("/datasets", folder / f"{FILE}-broken.parquet", {"name": "broken"})["id"]
     good = client.upload("/datasets", data, {"name": "tiny", "metadata": {"ticket": TICKET}})["id"]
