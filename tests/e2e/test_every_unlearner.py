@@ -35,7 +35,12 @@ def test_every_unlearner_is_tried_and_judged(tmp_path: Path, home: Path) -> None
                 assert job["result"] is not None, (name, job)
                 [rung] = job["result"]["rungs_tried"]
                 told[name] = rung["status"], rung["reason"]
-            wrong = {n: why for n, why in told.items() if why[0] not in ("published", "refused")}
+            # A guarded search may say that single records are out of its reach.
+            wrong = {
+                name: (status, reason)
+                for name, (status, reason) in told.items()
+                if status not in ("published", "refused") and not reason.startswith("infeasible: ")
+            }
             assert not wrong, wrong
             assert told["retrain"][0] == "published"
     finally:
