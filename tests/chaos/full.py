@@ -45,6 +45,8 @@ CALLS = "tests/store/test_nth_call.py::test_a_request_survives_any_failed_call"
 BLOBS = "tests/worker/test_failpoints.py::test_any_failed_call_to_the_blobs_is_recovered_from"
 ORDERS = "tests/store/test_interleavings.py"
 SIMULATION = "tests/store/test_simulation.py"
+FOLDER = re.compile(r'(?<=")/[^"]*/(?=[^/"]+/[^/"]+\.py")')
+"""Where a file lies on this machine, but for its last folder."""
 PASSED = re.compile(r"^[1-9][0-9]* passed(?!.*skipped)", re.MULTILINE)
 BOTH = ("sqlite", "postgres")
 
@@ -205,7 +207,7 @@ def run(name: str, sizes: dict[str, str]) -> Json:
 
 def reasons(output: str) -> list[str]:
     """What pytest says of an error, or how its output ends where it says nothing."""
-    lines = [*filter(None, output.splitlines())]
+    lines = [*filter(None, FOLDER.sub("", output).splitlines())]
     return [line[:600] for line in lines if line.startswith("E ")][:8] or lines[-8:]
 
 

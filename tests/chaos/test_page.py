@@ -73,3 +73,8 @@ def test_a_clone_adds_what_only_it_has_run(tmp_path: Path, monkeypatch: pytest.M
     assert joined["survived"] == 10
     assert [each["first"] for each in joined["portions"]] == [10, 15]
     assert "| 100 | 10 | 0 | requests 7 |" in (tmp_path / "here" / full.PAGE).read_text()
+
+
+def test_reasons_name_no_folder_of_the_machine() -> None:
+    said = 'E     File "/home/x/site-packages/psycopg/_connection.py", line 3\nE   other'
+    assert full.reasons(said) == ['E     File "psycopg/_connection.py", line 3', "E   other"]
