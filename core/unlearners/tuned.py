@@ -130,7 +130,7 @@ def tuned(problem: Problem, config: TunedConfig) -> nn.Module:
 
     Raises:
         MissingEvidence: without retained or tuning records, or what the unlearner needs.
-        Infeasible: if every trial failed, or the passes do not reach for one.
+        Infeasible: if every trial failed, or the passes do not reach for one, or are not known.
     """
     problem.check_time()
     judge = _Judge(problem)
@@ -175,7 +175,10 @@ def _passes(problem: Problem, options: UnlearnerOptions) -> float:
         epochs=None if problem.recipe is None else problem.recipe.epochs,
     )
     method = METHODS.get(options.name, Method())
-    return method.cost(situation, options.model_dump(mode="json")) or 0.0
+    passes = method.cost(situation, options.model_dump(mode="json"))
+    if passes is None:
+        raise Infeasible(f"max_passes can't be kept: nobody knows the cost of {options.name}")
+    return passes
 
 
 def _try(problem: Problem, options: UnlearnerOptions, value: dict[str, float]) -> nn.Module | None:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from core import weights
 from core.determinism import seed_everything
 from core.errors import Diverged, Infeasible, MissingEvidence, OutOfTime
-from core.methods import METHODS
+from core.methods import METHODS, Method
 from core.situation import Situation
 from core.unlearners import unlearners
 from core.unlearners._guard import ALLOWANCE, Guard
@@ -129,6 +129,12 @@ def test_trials_stay_within_their_passes():
     assert [t["passes"] for t in problem.tried if "score" in t] == pytest.approx([each] * 2)
     with pytest.raises(Infeasible):
         tuned(steps.small(), options(max_passes=each / 2))
+
+
+def test_a_budget_that_nobody_can_keep_is_no_budget(monkeypatch):
+    monkeypatch.setitem(METHODS, "eupmu", Method())
+    with pytest.raises(Infeasible, match="nobody knows the cost of eupmu"):
+        tuned(steps.small(), options())
 
 
 def test_what_the_unlearner_tried_is_kept_with_its_value():
