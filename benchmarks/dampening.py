@@ -3,7 +3,7 @@
 The paper's code measures the importance of all training records and of the forget set anew for
 every request. Ours takes the stored one, measures the forget set, dampens, and recalibrates batch
 norm; with everything, it also climbs one rung with audits and gates, the parent's numbers known.
-One process, one thread, CPU seconds.
+One process, one thread, CPU seconds. Rows without a limit say where they go.
 
     python -m benchmarks.dampening [--data FOLDER] [--records 50000]
 """
@@ -11,9 +11,12 @@ One process, one thread, CPU seconds.
 from __future__ import annotations
 
 import copy
+import cProfile
 import math
+import pstats
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "per record, adaptive": {"name": "ssd", "selection": "adaptive"},
     "per record, guarded search": {"name": "ssd"},
 }
+PHASES = {
+    ("_importances", "importances"): "importance of the forget set",
+    ("_batchnorm", "settle"): "batch norm measured anew",
+    ("_guard", "measure"): "accuracies that the search looks at",
+    ("dampening", "__init__"): "ratios of the two importances",
+    ("dampening", "select_top"): "weights dampened",
+    ("dampening", "select_above"): "weights dampened",
+}
+"""Module and function -> what it does; none is called within another."""
 
 
 def main() -> None:
@@ -69,7 +81,8 @@ def main() -> None:
         rung, _ = attempt(case, parse(config), 0, 1)
         whole = time.process_time() - start
         alone = whole * rung.seconds / max(rung.seconds + rung.audit_seconds, 1e-9)
-        raw[name] = {"whole": whole, "alone": alone, "status": rung.status}
+        phases = _phases(case, config)
+        raw[name] = {"whole": whole, "alone": alone, "status": rung.status, "phases": phases}
         rows += [
             Row(
                 f"{name}, without audits",
@@ -83,6 +96,7 @@ def main() -> None:
                 ">= 3x",
                 reference >= 3 * whole,
             ),
+            Row(f"{name}, of that", "; ".join(f"{what} {took}" for what, took in phases.items())),
         ]
     write(
         "dampening",
@@ -101,6 +115,17 @@ def _timed(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def _phases(case: Case, config: dict[str, Any]) -> dict[str, str]:
+    """Return CPU seconds and calls of what the unlearner does; audits call none of it."""
+    profile = cProfile.Profile(time.process_time)
+    profile.runcall(attempt, case, parse(config), 0, 1)
+    return {
+        PHASES[place]: f"{cumulative:.1f} s in {calls}"
+        for (file, _, function), (_, calls, _, cumulative, _) in pstats.Stats(profile).stats.items()
+        if (place := (Path(file).stem, function)) in PHASES
+    }
 
 
 def _ready(records: Records) -> tuple[Tensor, Tensor]:

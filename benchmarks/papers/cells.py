@@ -46,6 +46,8 @@ Cell = dict[str, Any]
 Cells = dict[tuple[str, str, int], Cell]
 """By scenario, method and seed."""
 
+AS_PUBLISHED = {"forget_loss": "random_label", "epochs": 5, "stop": False}
+"""What EUPMU's authors ask of the forget records, and for how long."""
 METHODS: dict[str, dict[str, Any]] = {
     "FT": {"name": "fine_tune", "epochs": 3, "lr": 0.01},
     "GA": {"name": "gradient_ascent"},
@@ -64,6 +66,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "RBM erase": {"name": "rbm", "variant": "erase", "epochs": 2},
     "linear": {"name": "linear_weighting", "epochs": 2},
     "EUPMU": {"name": "eupmu", "epochs": 2},
+    "linear RL": {"name": "linear_weighting", **AS_PUBLISHED},
+    "EUPMU RL": {"name": "eupmu", **AS_PUBLISHED},
     "UNGrad": {"name": "ungrad", "epochs": 2},
     "PCGrad": {"name": "pcgrad", "epochs": 2},
     "FAMO": {"name": "famo", "epochs": 2},
@@ -74,14 +78,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "MSG": {"name": "msg", "epochs": 2},
     "DELETE": {"name": "delete"},
 }
-"""Fewer epochs than by default, so that each costs clearly less than retraining."""
+"""Fewer epochs than by default, so that each costs clearly less than retraining; but RL."""
 SPECIAL: dict[tuple[str, str], dict[str, Any]] = {
     ("vit-class", "SSD"): {"alpha": 5.0},
     ("vit-subclass", "SSD"): {"alpha": 25.0},
+    ("class", "EUPMU RL"): {"lr": 0.05},
     ("backdoor", "GA"): {"stop": False, "epochs": 5},
     ("backdoor-sparse", "GA"): {"stop": False, "epochs": 5},
 }
-"""Other options: alpha as published per task; on poison ascent takes all its epochs."""
+"""Other options: alpha as published per task, and a rate (5e-3, ten times as much without its
+momentum); on poison ascent takes all its epochs."""
 BATCH_SIZES = {"SSD": 128}
 """Of the reference code, whose importance depends on it; others have the service's default."""
 

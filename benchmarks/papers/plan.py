@@ -38,7 +38,7 @@ PAPERS = {
     "surgery": Paper(
         "Utility-preserving unlearning by implicit gradient surgery (arXiv:2510.22124)",
         ("class", "random"),
-        ("linear", "PCGrad", "FAMO", "UNGrad", "EUPMU"),
+        ("linear", "PCGrad", "FAMO", "UNGrad", "EUPMU", "linear RL", "EUPMU RL"),
     ),
     "baselines": Paper(
         "Further baselines",

@@ -97,7 +97,7 @@ def test_no_method_measured_on_poison_stops_early():
 
 
 def test_gaps_are_to_the_mean_oracle():
-    [claim] = [c for c in CLAIMS if c.says.startswith("EUPMU") and ", random (" in c.says]
+    [claim] = [c for c in CLAIMS if c.says.startswith("EUPMU") and ", random (rule" in c.says]
     cells = {("random", RETRAIN, seed): cell(UA=ua) for seed, ua in ((1, 0.2), (2, 0.4))}
     cells |= {("random", "linear", 1): cell(UA=0.2), ("random", "EUPMU", 1): cell(UA=0.3)}
     found = judged(claim, cells, (1,))
@@ -143,6 +143,13 @@ def test_both_forms_of_the_regulariser_have_to_halve_the_gap():
 def test_surgery_has_to_be_nearer_to_the_oracle_than_the_weighted_sum():
     assert not verdict("EUPMU: implicit surgery gives", "class", {})
     assert verdict("EUPMU: implicit surgery gives", "class", {("class", "linear"): cell(TA=0.6)})
+
+
+def test_surgery_is_judged_again_with_the_forget_loss_of_its_authors():
+    [claim] = [claim for claim in CLAIMS if ("class", "EUPMU RL") in claim.needs]
+    worse = {("class", "linear RL", 1): cell(TA=0.6)}
+    assert judged(claim, everything(), (1,)).verdict == "not reproduced"
+    assert judged(claim, everything() | worse, (1,)).verdict == "reproduced"
 
 
 def test_a_sparse_model_is_cleansed_where_attacks_fail_and_accuracy_stays():
