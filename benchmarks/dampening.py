@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import cProfile
 import math
-import pstats
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -121,9 +120,10 @@ def _phases(case: Case, config: dict[str, Any]) -> dict[str, str]:
     """Return CPU seconds and calls of what the unlearner does; audits call none of it."""
     profile = cProfile.Profile(time.process_time)
     profile.runcall(attempt, case, parse(config), 0, 1)
+    profile.create_stats()
     return {
         PHASES[place]: f"{cumulative:.1f} s in {calls}"
-        for (file, _, function), (_, calls, _, cumulative, _) in pstats.Stats(profile).stats.items()
+        for (file, _, function), (_, calls, _, cumulative, _) in profile.stats.items()
         if (place := (Path(file).stem, function)) in PHASES
     }
 
