@@ -31,7 +31,8 @@ from ._guard import Guard
 from ._registry import UnlearnerOptions
 
 CHECKS_PER_EPOCH = 10
-FEWEST_STEPS_BETWEEN_CHECKS = 5
+LONGEST_WAIT = 5
+"""Steps between two looks, where a tenth of an epoch is not more."""
 
 _LOOK_RECALIBRATION = 512
 
@@ -222,28 +223,55 @@ def _steps_per_epoch(
 
 
 class _Watch:
-    """Looks at tuning records now and then, and says when enough is forgotten."""
+    """Looks at tuning records now and then, and says when enough is forgotten.
+
+    Records can be forgotten too much. So a look comes after one step, and then after up to twice
+    as many each time, no later than half way to the target at the pace of the last ones: some
+    methods are there in a few steps. Of a class and of poison nothing need be recognised, and more
+    steps mend what stays. Where roles take turns, looks are at the end of an epoch alone, when the
+    retain set has had its turn, too. The last step is always looked at.
+    """
 
     def __init__(self, problem: Problem, plan: Plan, steps_per_epoch: int, total: int) -> None:
-        self._problem = problem
-        # However few steps there are, the last one is looked at.
-        few = min(total, FEWEST_STEPS_BETWEEN_CHECKS)
-        self._every = max(few, steps_per_epoch // CHECKS_PER_EPOCH)
+        self._problem, self._total = problem, total
+        self._longest = max(LONGEST_WAIT, steps_per_epoch // CHECKS_PER_EPOCH)
+        if plan.pace == "turns":
+            self._longest = steps_per_epoch
+        one_sided = problem.selector == "class" or problem.purpose == "poison_removal"
+        self._shortest = self._longest if one_sided or plan.pace == "turns" else 1
         self._guard = Guard(problem, 1.0) if plan.stop and problem.tuning is not None else None
-        if plan.stop and self._guard is None:
+        self._wait = self._next = min(self._longest, total)
+        if self._guard is not None:
+            parent = self._guard.measure(problem.model)
+            # A model that falls apart recognises never-seen records less and less, too: to follow
+            # it down would let the forget records never be forgotten enough.
+            self._target, self._seen = parent.target, parent.forget_accuracy
+            self._wait = self._next = min(self._shortest, total)
+        elif plan.stop:
             problem.tried.append({"stop": "never: there are no tuning records"})
 
     def enough(self, steps: int) -> bool:
-        if steps % self._every:
+        if steps < self._next:
             return False
         # What fades under the parent's running statistics may be back once they are measured anew;
         # so they follow the weights, and a look sees what would be handed back.
         settle(self._problem, self._problem.model, _LOOK_RECALIBRATION)
         if self._guard is None:
+            self._next += self._longest
             return False
         found = self._guard.measure(self._problem.model)
-        self._problem.tried.append({"steps": steps, **found.as_dict()})
-        return found.forgot
+        target = max(self._target, found.target)
+        forgot = found.forget_accuracy <= target
+        self._problem.tried.append(
+            {"steps": steps, **found.as_dict(), "target": target, "forgot": forgot}
+        )
+        fall, self._seen = self._seen - found.forget_accuracy, found.forget_accuracy
+        most = min(2 * self._wait, self._longest)
+        if fall > 0:
+            most = min(most, int((found.forget_accuracy - target) / fall * self._wait / 2))
+        self._wait = max(self._shortest, most)
+        self._next = min(steps + self._wait, self._total)
+        return forgot
 
 
 def _optimizer(problem: Problem, plan: Plan) -> torch.optim.Optimizer:

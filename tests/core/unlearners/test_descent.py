@@ -229,26 +229,63 @@ def test_the_model_comes_back_in_eval_mode_with_progress_at_one():
 
 
 class Script:
-    """A guard that says which look finds enough forgotten."""
+    """A guard that measures what it is told: of the parent first, and then at every look.
 
-    def __init__(self, enough_at):
-        self.enough_at, self.looks = enough_at, 0
+    Args:
+        measured: accuracy on the forget records, and on never-seen ones.
+    """
+
+    def __init__(self, *measured):
+        self.measured = iter(measured)
 
     def __call__(self, given, max_drop):
         return self
 
     def measure(self, model):
-        self.looks += 1
-        return Trial(0.5, 0.5, 0.0, self.looks == self.enough_at, True)
+        forget, never_seen = next(self.measured)
+        return Trial(forget, never_seen, 0.0, forget <= never_seen, True)
 
 
 def test_it_stops_at_the_first_look_that_finds_enough_forgotten(monkeypatch):
-    monkeypatch.setattr(_descent, "Guard", Script(enough_at=2))
+    monkeypatch.setattr(_descent, "Guard", Script((1.0, 0.5), (0.6, 0.5), (0.5, 0.5)))
     given = problem()
     seen = pairs_of(given, replace(PLAN, epochs=10, stop=True))
-    assert len(seen) == 2 * _descent.FEWEST_STEPS_BETWEEN_CHECKS
+    assert len(seen) == 2
     looks = [entry for entry in given.tried if "steps" in entry]
     assert [entry["forgot"] for entry in looks] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("falling", "looks"),
+    [
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 0.4], [1, 3, 7, 12, 17, 20]),
+        ([0.9, 0.7, 0.65, 0.5], [1, 3, 4, 5]),
+    ],
+)
+def test_looks_are_rare_where_little_happens_and_close_near_the_target(monkeypatch, falling, looks):
+    monkeypatch.setattr(_descent, "Guard", Script((1.0, 0.5), *((each, 0.5) for each in falling)))
+    given = problem()
+    pairs_of(given, replace(PLAN, epochs=10, stop=True))
+    assert [entry["steps"] for entry in given.tried if "steps" in entry] == looks
+
+
+def test_where_roles_take_turns_it_stops_when_both_had_theirs(monkeypatch):
+    monkeypatch.setattr(_descent, "Guard", Script((1.0, 0.5), (0.6, 0.5), (0.4, 0.5)))
+    given = problem()
+    seen = pairs_of(given, replace(PLAN, epochs=10, stop=True, pace="turns"))
+    assert len(seen) == 2 * (2 + 7)
+
+
+@pytest.mark.parametrize("never_seen", [0.4, 0.9])
+def test_a_model_that_falls_apart_is_not_followed_down(monkeypatch, never_seen):
+    """What counts is never-seen records as the parent knew them, or better."""
+    monkeypatch.setattr(_descent, "Guard", Script((1.0, 0.8), (0.75, never_seen)))
+    given = problem()
+    seen = pairs_of(given, replace(PLAN, epochs=10, stop=True))
+    assert len(seen) == 1
+    [look] = [entry for entry in given.tried if "steps" in entry]
+    assert look["target"] == max(0.8, never_seen)
+    assert look["forgot"]
 
 
 def test_with_stop_off_nobody_looks(monkeypatch):
