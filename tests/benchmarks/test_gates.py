@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks import study
+from benchmarks import gates, study
 from benchmarks.gate_tables import (
     Interval,
     agreement,
@@ -13,6 +13,7 @@ from benchmarks.gate_tables import (
     left_out,
     parent_rows,
     reach,
+    without_audits,
 )
 
 
@@ -57,7 +58,8 @@ def test_two_points_of_slack():
 
 def cell(name, *, auc=0.5, cpu=20.0, seconds=(20.0,), published="fine_tune"):
     rungs = [{"seconds": value, "forget_accuracy": 0.5, "auc": auc} for value in seconds]
-    return {"set": name, "published": published, "cpu_seconds": cpu, "rungs": rungs}
+    spent = {"seconds": 2 * cpu, "cpu_seconds": cpu}
+    return {"set": name, "published": published, **spent, "rungs": rungs}
 
 
 def trained(name):
@@ -100,14 +102,33 @@ def test_oracles_that_disagree_are_told():
 
 def test_a_pass_that_costs_too_much_is_no_reach(sets):
     names, found = sets(2)
-    soon, late = cell(names[0], cpu=25.0), cell(names[1], cpu=60.0, seconds=(15.0, 15.0))
+    soon = cell(names[0], cpu=25.0, seconds=(40.0,))
+    late = cell(names[1], cpu=60.0, seconds=(30.0, 30.0))
     assert verdicts(reach("memorised", [soon, late], found)) == [
         ("2 of 2", "met"),
         ("1 of 2; they took 0.25 to 0.60", "met"),
         ("1 of 2; they took 0.20 to 0.30", "met"),
     ]
-    slow = [cell(name, cpu=26.0, seconds=(26.0,)) for name in names]
+    slow = [cell(name, cpu=26.0, seconds=(52.0,)) for name in names]
     assert [row.verdict for row in reach("memorised", slow, found)] == ["met", *["**missed**"] * 2]
+
+
+def test_cpu_seconds_of_the_unlearners_come_before_an_estimate(sets):
+    [name], found = sets(1)
+    timed = cell(name, cpu=60.0, seconds=(90.0, 30.0))
+    assert without_audits(timed, found) == pytest.approx(0.6)
+    for rung, spent in zip(timed["rungs"], (10.0, 5.0), strict=True):
+        rung["cpu_seconds"] = spent
+    assert without_audits(timed, found) == pytest.approx(0.15)
+
+
+def test_a_clock_counts_every_phase_apart(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
+    monkeypatch.setattr(gates.time, "process_time", lambda: next(now))
+    clock = gates.Clock()
+    for phase in ("auditing", "unlearning", "auditing"):
+        clock(phase, 0.0, None, None, {})
+    assert (clock.of("unlearning"), clock.of("publishing")) == (3.0, 0.0)
 
 
 def test_what_is_not_measured_leaves_the_verdict_open(sets):
