@@ -4,7 +4,8 @@ Every forget set of a regime is taken through the ladder of the ``standard`` pol
 approximate rung published is compared with the oracles' 99 % prediction interval (standard
 deviation pooled over forget sets of like size, t quantile, factor sqrt(1 + 1/k)), widened by two
 points, on forget accuracy and on the AUC of the membership attack. Each oracle is held against the
-others of its set in the same way. Files of finished cells and of described parents are skipped;
+others of its set in the same way. Where no approximate rung published, the ladder's exact rungs are
+tried, in a cell of their own. Files of finished cells and of described parents are skipped;
 ``--tables-only`` needs nothing else.
 
     python -m benchmarks.oracles && python -m benchmarks.gates [--data FOLDER] [--regime NAME]
@@ -13,7 +14,6 @@ others of its set in the same way. Files of finished cells and of described pare
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import tempfile
 import time
@@ -53,8 +53,11 @@ def main() -> None:
             parents = gate_tables.PARENTS / f"{regime}.json"
             study.cell(parents, partial(describe_parent, args.data, regime))
             for name in () if args.parents_only else study.forget_sets(regime):
-                path = gate_tables.FOLDER / f"{regime}-{name}.json"
-                study.cell(path, partial(run, args.data, regime, name))
+                path = gate_tables.path(regime, name)
+                found = study.cell(path, partial(run, args.data, regime, name))
+                if found["published"] is None:
+                    path = gate_tables.path(regime, name, exact=True)
+                    study.cell(path, partial(run, args.data, regime, name, exact=True))
     gate_tables.write_page()
 
 
@@ -74,8 +77,12 @@ def describe_parent(data: Path, regime: str) -> dict[str, Any]:
     }
 
 
-def run(data: Path, regime: str, name: str) -> dict[str, Any]:
-    """Climb the standard ladder up to its first exact rung; return what every rung measured."""
+def run(data: Path, regime: str, name: str, *, exact: bool = False) -> dict[str, Any]:
+    """Climb the standard ladder's approximate or exact rungs until one publishes.
+
+    Returns:
+        What every rung measured.
+    """
     world = study.world(data, regime)
     spec = study.forget_sets(regime)[name]
     chosen = study.mask(world.train, spec)
@@ -84,9 +91,11 @@ def run(data: Path, regime: str, name: str) -> dict[str, Any]:
     configs = [parse(raw) for raw in ladder(_situation(case))]
     start, cpu = time.monotonic(), time.process_time()
     rungs, published = [], None
-    for index, config in enumerate(itertools.takewhile(lambda c: not c.is_exact, configs)):
+    for index, config in enumerate(configs):
+        if config.is_exact != exact:
+            continue
         case.report = clock = Clock()
-        rung, published = attempt(case, config, index, len(configs), exact_follows=True)
+        rung, published = attempt(case, config, index, len(configs), exact_follows=not exact)
         rungs.append(short(rung) | {"cpu_seconds": clock.of("unlearning")})
         if published is not None:
             break

@@ -3,18 +3,24 @@
 import math
 
 import pytest
+import torch
 
 from benchmarks import gates, study
 from benchmarks.gate_tables import (
     Interval,
     agreement,
     expected,
+    fallback,
     kind,
     left_out,
+    of_cell,
     parent_rows,
     reach,
     without_audits,
 )
+from core.data import Records
+from core.findings import Rung
+from core.recipe import SGD, Recipe
 
 
 def oracles(*values):
@@ -111,6 +117,65 @@ def test_a_pass_that_costs_too_much_is_no_reach(sets):
     ]
     slow = [cell(name, cpu=26.0, seconds=(52.0,)) for name in names]
     assert [row.verdict for row in reach("memorised", slow, found)] == ["met", *["**missed**"] * 2]
+
+
+def exact_cell(status):
+    rung = {"unlearner": {"name": "retrain"}, "status": status, "reason": "failed: drift"}
+    rung["gates"] = {"utility": ["passed", 0.0, 1.0], "drift": ["failed", 9.0, None]}
+    published = "retrain" if status == "published" else None
+    found = {"regime": "memorised", "set": "class0", "published": published, "rungs": [rung]}
+    return {"memorised-class0-exact": found | {"cpu_seconds": 110.0}}
+
+
+@pytest.mark.parametrize(
+    ("retrained", "measured", "counted", "verdict"),
+    [
+        ({}, "not run here", "0 of 1, 1 not run here", "-"),
+        (
+            exact_cell("published"),
+            "published: utility passed, drift failed; 1.10 of a retraining",
+            "1 of 1",
+            "met",
+        ),
+        (
+            exact_cell("refused"),
+            "refused: utility passed, drift failed; 1.10 of a retraining",
+            "0 of 1",
+            "**missed**",
+        ),
+    ],
+)
+def test_nothing_was_retrained_that_no_cell_says(retrained, measured, counted, verdict):
+    refused = cell("class0", published=None) | {"regime": "memorised", "rungs": []}
+    _, row = of_cell(refused, trained("class0"), retrained)
+    assert (row.what, row.measured, row.verdict) == ("memorised class0: retrain", measured, verdict)
+    cells = [refused, cell("class1")]
+    assert verdicts(fallback("memorised", cells, retrained)) == [(counted, verdict)]
+    assert verdicts(fallback("memorised", cells[1:], {})) == [("0 of 0", "-")]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_exact_rungs_are_tried_apart(monkeypatch, exact):
+    numbers = torch.arange(10_000)
+    records = Records(images=torch.zeros(10_000, 1), labels=numbers % 10, rows=numbers)
+    recipe = Recipe(epochs=1, optimizer=SGD(lr=0.1))
+    world = study.World("tiny", records, records, records, recipe)
+    monkeypatch.setattr(study, "world", lambda *_: world)
+    monkeypatch.setattr(study, "parent", lambda *_: torch.nn.Linear(1, 10))
+    monkeypatch.setattr(gates, "_importance", lambda *_: None)
+    tried = []
+
+    def attempt(case, config, index, of, *, exact_follows):
+        tried.append((config.is_exact, exact_follows))
+        status = "published" if config.is_exact else "refused"
+        named = {"name": config.name}
+        rung = Rung(index=index, unlearner=named, exact=config.is_exact, status=status, reason="")
+        return rung, case.parent if config.is_exact else None
+
+    monkeypatch.setattr(gates, "attempt", attempt)
+    found = gates.run(None, "memorised", "class3", exact=exact)
+    assert found["published"] == ("retrain" if exact else None)
+    assert set(tried) == {(exact, not exact)}
 
 
 def test_cpu_seconds_of_the_unlearners_come_before_an_estimate(sets):
