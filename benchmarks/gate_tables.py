@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks import oracles, study
-from benchmarks.hardware import RESULTS
+from benchmarks import oracles, scales, study
+from benchmarks.scales import SCALE
 from benchmarks.tables import Row, write
 
-FOLDER = RESULTS / "gates"
-PARENTS = RESULTS / "parents"
 EXACT = "-exact"
 """Ends the name of a cell of exact rungs."""
 WIDENED = 0.02
@@ -56,16 +54,16 @@ class Interval:
 
 def path(regime: str, name: str, *, exact: bool = False) -> Path:
     """File of a forget set's approximate rungs, or of its exact ones."""
-    return FOLDER / f"{regime}-{name}{EXACT * exact}.json"
+    return scales.results("gates") / f"{regime}-{name}{EXACT * exact}.json"
 
 
 def write_page() -> None:
     """Write the page from the files that are there."""
-    read = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+    scale, read = SCALE.get(), _read("gates")
     cells = [cell for stem, cell in read.items() if not stem.endswith(EXACT)]
     retrained = {stem: cell for stem, cell in read.items() if stem.endswith(EXACT)}
-    known = {regime: _oracles(regime) for regime in oracles.REGIMES}
-    parents = {path.stem: json.loads(path.read_text()) for path in sorted(PARENTS.glob("*.json"))}
+    known = {regime: _oracles(regime) for regime in scale.recipes}
+    parents = _read("parents")
     rows = [row for cell in cells for row in of_cell(cell, known[cell["regime"]], retrained)]
     for regime, found in known.items():
         ours = [cell for cell in cells if cell["regime"] == regime]
@@ -75,28 +73,34 @@ def write_page() -> None:
         rows += fallback(regime, ours, retrained)
     published = [cell for cell in cells if cell["published"]]
     guessed = sum(not _is_timed(cell) for cell in published)
+    estimate = (
+        f" For {guessed} of the {len(published)} published sets these were not kept, and it is an "
+        "estimate: the seconds of the whole set times the unlearners' share of its wall seconds."
+    )
     write(
-        "gates",
+        scales.results("gates").name,
         "Gates against oracles",
-        "python -m benchmarks.oracles && python -m benchmarks.gates",
+        f"python -m benchmarks.oracles{scale.option} && python -m benchmarks.gates{scale.option}",
         [
-            f"CIFAR-10, ResNet-18 with the ImageNet stem; {len(published)} of {len(cells)} forget "
+            f"CIFAR-10, {scale.says}; {len(published)} of {len(cells)} forget "
             "sets published by an approximate rung. Intervals are for one more oracle, 99 %, "
             "before the slack of two points; with it a value counts as inside. Forget sets were "
             f"measured on {_machines(read.values())}; parents were described on "
             f"{_machines(parents.values())}, on all records they were trained on and on all 10 000 "
             "of the test file. The last line on hardware is that of the machine "
             "which wrote this page.",
-            "Time with audits is CPU seconds of all rungs tried, audits included, over the median "
-            "CPU seconds of retraining without the same set. Time without audits is the CPU "
-            "seconds of the unlearners alone over the same. "
-            f"For {guessed} of the {len(published)} published sets these were not kept, and it is "
-            "an estimate: the CPU seconds of the whole set times the unlearners' share of its "
-            "wall seconds.",
+            f"Time with audits is {scale.time} seconds of all rungs tried, audits included, over "
+            "the median of retraining without the same set. Time without audits is those of the "
+            f"unlearners alone over the same.{estimate * (guessed > 0)}",
         ],
         rows,
         {"cells": cells, "retrained": retrained, "parents": parents},
     )
+
+
+def _read(name: str) -> dict[str, Cell]:
+    paths = sorted(scales.results(name).glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def parent_rows(regime: str, figures: Cell | None) -> Iterator[Row]:
@@ -187,32 +191,33 @@ def fallback(regime: str, cells: Sequence[Cell], retrained: Retrained) -> Iterat
 
 
 def with_audits(cell: Cell, found: Oracles) -> float | None:
-    """CPU seconds of all rungs with their audits over the median of retraining."""
+    """Seconds of all rungs with their audits over the median of retraining."""
     retraining = _retraining(cell, found)
-    return None if retraining is None else float(cell["cpu_seconds"]) / retraining
+    return None if retraining is None else float(cell[SCALE.get().clock]) / retraining
 
 
 def without_audits(cell: Cell, found: Oracles) -> float | None:
-    """CPU seconds of all rungs without their audits over the median of retraining.
+    """Seconds of all rungs without their audits over the median of retraining.
 
     Estimated by the share of wall seconds where a cell keeps no CPU seconds of its rungs.
     """
     retraining = _retraining(cell, found)
     if retraining is None:
         return None
+    clock = SCALE.get().clock
     if _is_timed(cell):
-        return float(sum(rung["cpu_seconds"] for rung in cell["rungs"])) / retraining
+        return float(sum(rung[clock] for rung in cell["rungs"])) / retraining
     share = sum(rung["seconds"] for rung in cell["rungs"]) / cell["seconds"]
-    return float(cell["cpu_seconds"] * share) / retraining
+    return float(cell[clock] * share) / retraining
 
 
 def _is_timed(cell: Cell) -> bool:
-    return all("cpu_seconds" in rung for rung in cell["rungs"])
+    return all(SCALE.get().clock in rung for rung in cell["rungs"])
 
 
 def _retraining(cell: Cell, found: Oracles) -> float | None:
     trained = found.get(cell["set"], [])
-    return statistics.median(each["cpu_seconds"] for each in trained) if trained else None
+    return statistics.median(each[SCALE.get().clock] for each in trained) if trained else None
 
 
 def _machines(measured: Any) -> str:
@@ -268,9 +273,10 @@ def _refused(rung: dict[str, Any]) -> str:
 def _oracles(regime: str) -> Oracles:
     """Set -> one summary per oracle."""
     found: Oracles = {}
-    for path in sorted(oracles.FOLDER.glob(f"{regime}-*.npz")):
+    clock = SCALE.get().clock
+    for path in sorted(scales.results("oracles").glob(f"{regime}-*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
-            figures = oracles.summary(arrays) | {"cpu_seconds": float(arrays["cpu_seconds"])}
+            figures = oracles.summary(arrays) | {clock: float(arrays[clock])}
         name = re.sub(r"-s\d+$", "", path.stem).removeprefix(f"{regime}-")
         found.setdefault(name, []).append(figures)
     return found

@@ -9,13 +9,13 @@ tried, in a cell of their own. Files of finished cells and of described parents 
 ``--tables-only`` needs nothing else.
 
     python -m benchmarks.oracles && python -m benchmarks.gates [--data FOLDER] [--regime NAME]
+        [--scale full]
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import tempfile
 import time
 from collections import defaultdict
 from functools import partial
@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import cifar, gate_tables, oracles, study
+from benchmarks import cifar, gate_tables, oracles, scales, study
 from benchmarks.hardware import need, parser
+from benchmarks.scales import SCALE
 from core import importance, weights
 from core.device import choose
 from core.findings import Rung
@@ -37,8 +38,6 @@ from core.report import no_report
 from core.rungs import Case, attempt
 from core.scores import gather
 
-CACHE = Path(tempfile.gettempdir()) / "lethe-study"
-
 
 def main() -> None:
     """Run what is missing, and write the tables."""
@@ -46,11 +45,11 @@ def main() -> None:
     options.add_argument("--regime", choices=oracles.REGIMES, action="append")
     options.add_argument("--parents-only", action="store_true", help="no ladders")
     options.add_argument("--tables-only", action="store_true", help="from what is there")
-    args = options.parse_args()
+    args = scales.parse(options)
     if not args.tables_only:
         need(args.data, cifar.TRAIN, cifar.TEST)
-        for regime in args.regime or oracles.REGIMES:
-            parents = gate_tables.PARENTS / f"{regime}.json"
+        for regime in args.regime or SCALE.get().recipes:
+            parents = scales.results("parents") / f"{regime}.json"
             study.cell(parents, partial(describe_parent, args.data, regime))
             for name in () if args.parents_only else study.forget_sets(regime):
                 path = gate_tables.path(regime, name)
@@ -64,7 +63,7 @@ def main() -> None:
 def describe_parent(data: Path, regime: str) -> dict[str, Any]:
     """Return accuracies of a regime's parent on all records it saw and on all it never saw."""
     world = study.world(data, regime)
-    parent = study.parent(data, regime, CACHE)
+    parent = study.parent(data, regime, scales.cache())
     never_seen = [
         correct(gather(parent, records, batch_size=500, device=choose()), records.labels)
         for records in (world.tuning, world.judging)
@@ -86,7 +85,7 @@ def run(data: Path, regime: str, name: str, *, exact: bool = False) -> dict[str,
     world = study.world(data, regime)
     spec = study.forget_sets(regime)[name]
     chosen = study.mask(world.train, spec)
-    parent = study.parent(data, regime, CACHE)
+    parent = study.parent(data, regime, scales.cache())
     case = case_of(world, parent, chosen, spec, importance=_importance(data, regime, parent))
     configs = [parse(raw) for raw in ladder(_situation(case))]
     start, cpu = time.monotonic(), time.process_time()
@@ -172,7 +171,7 @@ def case_of(
 
 def _importance(data: Path, regime: str, parent: nn.Module) -> importance.Importance:
     """Return what ``prepare`` stores, made once per machine."""
-    path = CACHE / f"{regime}.importance.safetensors"
+    path = scales.cache() / f"{regime}.importance.safetensors"
     if path.exists():
         found = importance.load(path)
         if found.weights == weights.digest(parent):

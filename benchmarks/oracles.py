@@ -1,10 +1,12 @@
 """Models retrained without a forget set: what every unlearner of the studies is compared with.
 
-One file per regime, forget set and seed under ``benchmarks/results/oracles``: accuracies, the
-membership attack, and per record the margin and whether it is right, so that later studies need no
-retraining. Files that are there are skipped, so a run may be stopped at any time.
+One file per regime, forget set and seed under ``benchmarks/results/oracles`` (``oracles-full`` for
+``--scale full``): accuracies, the membership attack, and per record the margin and whether it is
+right, so that later studies need no retraining. Files that are there are skipped, so a run may be
+stopped at any time.
 
     python -m benchmarks.oracles [--data FOLDER] [--regime NAME] [--seeds 3] [--most N]
+        [--scale full]
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import cifar, study
-from benchmarks.hardware import RESULTS, describe, need, parser
+from benchmarks import cifar, scales, study
+from benchmarks.hardware import describe, need, parser
+from benchmarks.scales import SCALE
 from core import measures
 from core.data import Records
 from core.device import choose
 from core.scores import gather, match_classes
 from core.training import fit
 
-FOLDER = RESULTS / "oracles"
 RETAIN_SAMPLE = 2000
 REGIMES = ("memorised", "regularised", "shipped")
 
@@ -36,10 +38,10 @@ def main() -> None:
     options.add_argument("--regime", choices=REGIMES, action="append")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--most", type=int, default=10**6, help="train at most this many")
-    args = options.parse_args()
+    args = scales.parse(options)
     need(args.data, cifar.TRAIN, cifar.TEST)
     left = args.most
-    for regime in args.regime or REGIMES:
+    for regime in args.regime or SCALE.get().recipes:
         for seed in range(101, 101 + args.seeds):
             for name in study.forget_sets(regime):
                 if left and not path(regime, name, seed).exists():
@@ -47,7 +49,7 @@ def main() -> None:
                     left -= 1
     missing = [
         f"{regime} {name} {seed}"
-        for regime in REGIMES
+        for regime in SCALE.get().recipes
         for name in study.forget_sets(regime)
         for seed in range(101, 101 + args.seeds)
         if not path(regime, name, seed).exists()
@@ -57,7 +59,7 @@ def main() -> None:
 
 def path(regime: str, name: str, seed: int) -> Path:
     """File of one oracle."""
-    return FOLDER / f"{regime}-{name}-s{seed}.npz"
+    return scales.results("oracles") / f"{regime}-{name}-s{seed}.npz"
 
 
 def train(data: Path, regime: str, name: str, seed: int) -> None:
@@ -74,8 +76,8 @@ def train(data: Path, regime: str, name: str, seed: int) -> None:
     )
     seconds, cpu = time.monotonic() - start, time.process_time() - cpu
     arrays = describe_model(model, world, chosen)
-    FOLDER.mkdir(parents=True, exist_ok=True)
     target = path(regime, name, seed)
+    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_suffix(".part.npz")
     arrays |= {"seconds": np.asarray(seconds), "cpu_seconds": np.asarray(cpu)}
     arrays |= {"hardware": np.asarray(describe())}

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cifar, gates, study
+from benchmarks import cifar, gates, scales, study
 from benchmarks.hardware import RESULTS, need, parser
 from benchmarks.tables import Row, write
 from core.ladder import parse
@@ -102,7 +102,7 @@ def run(data: Path, name: str, minutes: float, most: int | None = None) -> dict[
     chosen = study.mask(world.train, spec)
     case = gates.case_of(
         world,
-        study.parent(data, REGIME, gates.CACHE),
+        study.parent(data, REGIME, scales.cache()),
         chosen,
         spec,
         batch_size=sentinel.batch_size,

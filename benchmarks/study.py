@@ -20,6 +20,7 @@ from torch import nn
 
 from benchmarks import cifar
 from benchmarks.hardware import describe
+from benchmarks.scales import SCALE
 from core import networks, weights
 from core.data import Records, split_holdout
 from core.determinism import generator
@@ -27,31 +28,9 @@ from core.device import choose
 from core.recipe import Recipe
 from core.training import fit
 
-SUBSET = 10_000
 PARENT_SEED = 1
 """Other seeds make other parents."""
 SPLIT_KEY = "study"
-
-SGD: dict[str, Any] = {
-    "name": "sgd",
-    "lr": 0.1,
-    "momentum": 0.9,
-    "nesterov": True,
-    "weight_decay": 5e-4,
-}
-MEMORISING: dict[str, Any] = {
-    "epochs": 15,
-    "batch_size": 256,
-    "optimizer": SGD,
-    "schedule": {"name": "one_cycle", "warmup": 0.2},
-    "precision": "bf16",
-}
-RECIPES: dict[str, dict[str, Any]] = {
-    "shipped": MEMORISING,
-    "memorised": MEMORISING | {"batch_size": 128, "epochs": 12, "optimizer": SGD | {"lr": 0.05}},
-    "regularised": MEMORISING
-    | {"augment": ["crop", "flip"], "label_smoothing": 0.1, "batch_size": 128, "epochs": 8},
-}
 
 
 @dataclass(frozen=True)
@@ -70,14 +49,15 @@ class World:
 
 
 def architecture() -> Any:
-    """Return the network of all regimes: ResNet-18 with the ImageNet stem, ten classes."""
-    return networks.parse({"name": "torchvision/resnet18", "num_classes": 10})
+    """Return the network of all regimes, a ResNet-18 with ten classes."""
+    return networks.parse({**SCALE.get().resnet, "num_classes": 10})
 
 
 @functools.lru_cache(maxsize=3)
 def world(data: Path, regime: str) -> World:
     """Read the records of a regime; the holdout is halved as the service does it."""
-    count = 50_000 if regime == "shipped" else SUBSET
+    scale = SCALE.get()
+    count = 50_000 if regime == "shipped" else scale.records
     train = cifar.records(data, cifar.TRAIN, count, seed=0)
     holdout = cifar.records(data, cifar.TEST, 10_000, seed=0)
     is_tuning = split_holdout([str(row) for row in holdout.rows.tolist()], SPLIT_KEY)
@@ -86,7 +66,7 @@ def world(data: Path, regime: str) -> World:
         train=train,
         tuning=holdout.take(is_tuning),
         judging=holdout.take(~is_tuning),
-        recipe=Recipe.model_validate(RECIPES[regime]),
+        recipe=Recipe.model_validate(scale.recipes[regime]),
     )
 
 
@@ -99,11 +79,11 @@ def forget_sets(regime: str) -> dict[str, dict[str, Any]]:
             "random5000": {"count": 5000, "seed": 1},
             "random500": {"count": 500, "seed": 2},
         }
+    tenth, hundredth = SCALE.get().records // 10, SCALE.get().records // 100
+    drawn = [(tenth, 1), (tenth, 2), (tenth, 3), (hundredth, 4), (hundredth, 5), (50, 6)]
     return {
         **{f"class{label}": {"label": label} for label in (0, 3, 5, 9)},
-        **{f"random1000-{seed}": {"count": 1000, "seed": seed} for seed in (1, 2, 3)},
-        **{f"random100-{seed}": {"count": 100, "seed": seed} for seed in (4, 5)},
-        "random50-6": {"count": 50, "seed": 6},
+        **{f"random{count}-{seed}": {"count": count, "seed": seed} for count, seed in drawn},
     }
 
 

@@ -1,4 +1,4 @@
-"""What the four papers claim, measured at the scale of this machine.
+"""What the four papers claim, measured at the scale of a small machine or, on a GPU, as published.
 
 Every claim names the cells it rests on; what is there is skipped, so a run may stop anywhere. The
 claims come first, seed by seed, then baselines that no claim needs. At 800 images trained a second,
@@ -6,6 +6,7 @@ as on one core, a seed of the claims should take about 70 minutes (33 of them tr
 those shared with ``benchmarks.oracles`` and ``benchmarks.gates``), a seed of the rest about 16.
 
     python -m benchmarks.papers [--data FOLDER] [--paper NAME] [--seeds 3] [--minutes M] [--list]
+        [--scale full]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 
-from benchmarks import cifar, study
+from benchmarks import cifar, scales, study
 from benchmarks.hardware import RESULTS, need, parser
 from benchmarks.papers.cells import Job, read
 from benchmarks.papers.page import page, results
@@ -28,7 +29,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, choices=SEEDS, default=len(SEEDS))
     options.add_argument("--minutes", type=float, default=1e9, help="start no cell after these")
     options.add_argument("--list", action="store_true", help="name what is missing, and end")
-    args = options.parse_args()
+    args = scales.parse(options)
     wanted = [job for job in jobs(SEEDS[: args.seeds]) if _belongs(job, args.paper)]
     if args.list:
         print("\n".join(job.path.stem for job in wanted if not job.path.exists()) or "nothing")
@@ -48,7 +49,7 @@ def write() -> None:
     found = results(cells, json.loads(surgery.read_text()) if surgery.exists() else None)
     todo = [job for job in jobs() if not job.path.exists()]
     text = page(cells, found, draw(cells, RESULTS), todo)
-    (RESULTS / "papers.md").write_text(text)
+    (RESULTS / f"{scales.results('papers').name}.md").write_text(text)
     for each in found:
         print(f"{each.verdict}: {each.says}\n    {each.line}")
     print(f"missing cells: {len(todo)} of {len(jobs())}")

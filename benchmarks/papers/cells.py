@@ -21,11 +21,11 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from benchmarks import oracles, study
-from benchmarks.hardware import RESULTS
+from benchmarks import oracles, scales, study
 from benchmarks.papers import transfers
 from benchmarks.papers.scenarios import REGIME, SCENARIOS, TRIGGER, Scenario, build, load, parent
 from benchmarks.papers.transfers import PRICE
+from benchmarks.scales import SCALE
 from core.backdoor import attack
 from core.determinism import generator
 from core.device import choose
@@ -36,7 +36,6 @@ from core.problem import Problem
 from core.training import fit
 from core.unlearners import unlearners
 
-FOLDER = RESULTS / "papers"
 MOST_SCORES = 2000
 BATCH = 500
 BEFORE, RETRAIN = "before", "retrain"
@@ -92,6 +91,12 @@ BATCH_SIZES = {"SSD": 128}
 """Of the reference code, whose importance depends on it; others have the service's default."""
 
 
+def options_of(scenario: str, method: str) -> dict[str, Any]:
+    """Return the options of a method at the scale in use."""
+    other = SPECIAL.get((scenario, method), {})
+    return {**METHODS[method], **SCALE.get().methods.get(method, {}), **other}
+
+
 @dataclass(frozen=True)
 class Job:
     """One cell, measured or not."""
@@ -105,7 +110,7 @@ class Job:
     def path(self) -> Path:
         """File of the cell."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.method.lower().replace("+", " plus")).strip("-")
-        return FOLDER / f"{self.scenario}-{slug}-s{self.seed}.json"
+        return scales.results("papers") / f"{self.scenario}-{slug}-s{self.seed}.json"
 
     def run(self, data: Path) -> Cell:
         """Unlearn (or retrain, or leave) and measure."""
@@ -149,7 +154,7 @@ def _measured(data: Path, scenario: Scenario, method: str, seed: int) -> Cell:
     before = parent(data, scenario, seed)
     config = None
     if method not in (BEFORE, RETRAIN):
-        config = METHODS[method] | SPECIAL.get((scenario.name, method), {})
+        config = options_of(scenario.name, method)
     start, cpu = time.monotonic(), time.process_time()
     model, failure = before, None
     try:
@@ -176,9 +181,9 @@ def _measured(data: Path, scenario: Scenario, method: str, seed: int) -> Cell:
 
 def _known_oracle(data: Path, scenario: Scenario, seed: int) -> Cell:
     """Measure the very model that ``benchmarks.oracles`` trains."""
-    path = oracles.path(REGIME, scenario.forget, 100 + seed)
+    path = oracles.path(REGIME, scenario.forget_set, 100 + seed)
     if not path.exists():
-        oracles.train(data, REGIME, scenario.forget, 100 + seed)
+        oracles.train(data, REGIME, scenario.forget_set, 100 + seed)
     with np.load(path) as arrays:
         spent = {key: float(arrays[key]) for key in ("seconds", "cpu_seconds")}
         spent_on = {"hardware": str(arrays["hardware"])}

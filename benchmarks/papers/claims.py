@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.papers.cells import BEFORE, RETRAIN, Cells
+from benchmarks.scales import SCALE
 
 MEASURES = ("UA", "RA", "TA", "MIA")
 STEP = 1.35
@@ -177,7 +178,8 @@ def _dampening(scenario: str, method: str) -> Claim:
         middle = statistics.median(gaps[m] for m in _POST_PROCESSING)
         figures = {f"gap {m}": value for m, value in gaps.items()}
         figures |= {
-            f"CPU s {m}": found[scenario, m]["cpu_seconds"] for m in (method, *_POST_PROCESSING)
+            f"{SCALE.get().time} s {m}": found[scenario, m][SCALE.get().clock]
+            for m in (method, *_POST_PROCESSING)
         }
         return Reading(gaps[method] <= middle, figures)
 
@@ -240,7 +242,9 @@ def _surgery(scenario: str, suffix: str = "") -> Claim:
         figures = {f"gap {m}": value for m, value in zip(methods, gaps, strict=True)}
         figures |= {f"UA of {m}": 100 * found[scenario, m]["UA"] for m in methods}
         figures |= {f"TA of {m}": 100 * found[scenario, m]["TA"] for m in methods}
-        figures |= {f"CPU s {m}": found[scenario, m]["cpu_seconds"] for m in methods}
+        figures |= {
+            f"{SCALE.get().time} s {m}": found[scenario, m][SCALE.get().clock] for m in methods
+        }
         return Reading(gaps[1] < gaps[0], figures)
 
     asked = "wrong labels, five epochs, as published; " if suffix else ""
@@ -274,8 +278,9 @@ def _transfers(found: Found) -> Reading:
     [cell] = found.values()
     names = ("before", "unlearned", "retrained")
     figures = {f"accuracy {name}": 100 * cell[name] for name in names}
-    spent = {name: cell[f"{name} cpu_seconds"] for name in ("ranking", "unlearned", "retrained")}
-    figures |= {f"CPU s {name}": value for name, value in spent.items()}
+    scale = SCALE.get()
+    spent = {name: cell[f"{name} {scale.clock}"] for name in ("ranking", "unlearned", "retrained")}
+    figures |= {f"{scale.time} s {name}": value for name, value in spent.items()}
     as_good = cell["unlearned"] >= max(cell["before"], cell["retrained"] - 0.01)
     return Reading(as_good and spent["unlearned"] <= spent["retrained"] / 2, figures)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import matplotlib as mpl
 
+from benchmarks import scales
 from benchmarks.papers.cells import BEFORE, RETRAIN, Cells
 from benchmarks.papers.claims import MEASURES
 from benchmarks.papers.page import gaps, of
 from benchmarks.papers.plan import PAPERS, Paper, shown
+from benchmarks.scales import SCALE
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # the backend is chosen first
@@ -29,7 +31,7 @@ def draw(cells: Cells, folder: Path) -> dict[str, str]:
         figure = _applications(cells, paper) if applied else _gaps(cells, paper)
         if figure is None:
             continue
-        drawn[name] = f"papers-{name}.png"
+        drawn[name] = f"{scales.results('papers').name}-{name}.png"
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / drawn[name], dpi=110)
         plt.close(figure)
@@ -63,7 +65,7 @@ def _gaps(cells: Cells, paper: Paper) -> Any:
 def _panel(axes: Any, cells: Cells, scenario: str, methods: list[str]) -> None:
     gold = of(cells, scenario, RETRAIN)
     target = {m: statistics.fmean(cell[m] for cell in gold) for m in MEASURES}
-    cost = statistics.fmean(cell["cpu_seconds"] for cell in gold)
+    cost = statistics.fmean(cell[SCALE.get().clock] for cell in gold)
     widest = 0.0
     for y, method in enumerate(methods):
         found = of(cells, scenario, method)
@@ -76,7 +78,7 @@ def _panel(axes: Any, cells: Cells, scenario: str, methods: list[str]) -> None:
         axes.plot(totals, [y] * len(totals), "k.", markersize=4)
         end = max(left, *totals, 0.0)
         widest = max(widest, end)
-        share = statistics.fmean(cell["cpu_seconds"] for cell in found) / cost
+        share = statistics.fmean(cell[SCALE.get().clock] for cell in found) / cost
         note = f"  {left:.1f}" if method == BEFORE else f"  {left:.1f} at {share:.2f} of the cost"
         axes.text(end, y, note, va="center", fontsize=7)
     axes.set_yticks(range(len(methods)), methods, fontsize=8)

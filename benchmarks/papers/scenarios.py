@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import study
-from benchmarks.gates import CACHE
+from benchmarks import scales, study
+from benchmarks.scales import SCALE
 from core import networks
 from core.backdoor import Trigger, poison
 from core.data import Records
@@ -28,17 +27,7 @@ SUPER = torch.tensor([0, 1, 2, 3, 4, 3, 2, 4, 0, 1])
 cat and dog, deer and horse."""
 TRIGGER = Trigger(target=0)
 
-_CLASS, _RANDOM, _SUBCLASS = "class3", "random1000-1", "class9"
-_VIT = {"name": "vit", "hidden": 96, "depth": 4, "heads": 4, "patch_size": 4, "dropout": 0.0}
-_VIT_RECIPE = {
-    "epochs": 10,
-    "batch_size": 128,
-    "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
-    "schedule": {"name": "cosine", "warmup": 0.1},
-    "precision": "bf16",
-}
-SHORT = 5
-"""Epochs where nothing has to be known by heart: a patch and a few classes are learned soon."""
+_CLASS, _RANDOM, _SUBCLASS = "class3", "random", "class9"
 
 
 @dataclass(frozen=True)
@@ -47,11 +36,17 @@ class Scenario:
 
     name: str
     forget: str
+    """Its name, or how that begins: the first such set is meant."""
     vit: bool = False
     sparse: bool = False
     superclasses: bool = False
     poisoned: bool = False
     """The forget set carries the trigger and its target label."""
+
+    @property
+    def forget_set(self) -> str:
+        """Name of the forget set at the scale in use."""
+        return next(name for name in study.forget_sets(REGIME) if name.startswith(self.forget))
 
     @property
     def is_class(self) -> bool:
@@ -88,9 +83,9 @@ SCENARIOS = {
 def load(data: Path, scenario: Scenario) -> tuple[study.World, Tensor]:
     """Return records, labels and recipe of a scenario, and which training records are forgotten."""
     world = study.world(data, REGIME)
-    chosen = study.mask(world.train, study.forget_sets(REGIME)[scenario.forget])
+    chosen = study.mask(world.train, study.forget_sets(REGIME)[scenario.forget_set])
     if scenario.vit:
-        world = replace(world, recipe=Recipe.model_validate(_VIT_RECIPE))
+        world = replace(world, recipe=Recipe.model_validate(SCALE.get().vit_recipe))
     if scenario.superclasses:
         world = replace(
             world,
@@ -102,14 +97,15 @@ def load(data: Path, scenario: Scenario) -> tuple[study.World, Tensor]:
         world = replace(
             world,
             train=poison(world.train, chosen, TRIGGER),
-            recipe=world.recipe.model_copy(update={"epochs": SHORT}),
+            recipe=world.recipe.model_copy(update={"epochs": SCALE.get().short}),
         )
     return world, chosen
 
 
 def build(scenario: Scenario, seed: int) -> nn.Module:
     """Build the network of a scenario with a new initialisation."""
-    form: dict[str, Any] = _VIT if scenario.vit else {"name": "torchvision/resnet18"}
+    scale = SCALE.get()
+    form = scale.vit if scenario.vit else scale.resnet
     return networks.build(networks.parse({**form, "num_classes": scenario.num_classes}), seed)
 
 
@@ -119,7 +115,7 @@ def parent(data: Path, scenario: Scenario, seed: int) -> nn.Module:
     A sparse one is pruned by magnitude in three rounds, each trained again from the start.
     """
     if scenario.is_plain:
-        return study.parent(data, REGIME, CACHE, seed)
+        return study.parent(data, REGIME, scales.cache(), seed)
     world, _ = load(data, scenario)
     parts = {
         "vit" if scenario.vit else "resnet18": True,
@@ -146,7 +142,7 @@ def parent(data: Path, scenario: Scenario, seed: int) -> nn.Module:
         rate = 1 - (1 - SPARSITY) ** (1 / IMP_ROUNDS)
         return imp(pruning, IMPConfig(rounds=IMP_ROUNDS, rate=rate)).model
 
-    return study.kept(CACHE / f"papers-{name}.safetensors", build(scenario, seed), make)
+    return study.kept(scales.cache() / f"papers-{name}.safetensors", build(scenario, seed), make)
 
 
 def _super(records: Records) -> Records:

@@ -7,7 +7,6 @@ probe gains from are dropped, at most two and at least one.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import study
-from benchmarks.gates import CACHE
+from benchmarks import scales, study
+from benchmarks.scales import SCALE
 from core import networks
 from core.data import Records
 from core.device import choose
@@ -29,7 +28,6 @@ NAME = "transfer"
 SOURCE_CLASSES = 6
 TARGET_RECORDS = 1000
 MOST_DROPPED = 2
-EPOCHS = 5
 
 PRICE = {"gamma": 1e-2, "no_l1_epochs": 1}
 """Of four prices tried on the class that the claim on l1-sparse is about, with the first seed, the
@@ -40,13 +38,14 @@ RETRAINING = {"name": "retrain"}
 
 
 def measure(data: Path, seed: int) -> dict[str, Any]:
-    """Rank, drop and probe; accuracies on never-seen records of the target, and CPU seconds."""
+    """Rank, drop and probe; accuracies on never-seen records of the target, and seconds."""
+    scale = SCALE.get()
     world = study.world(data, "memorised")
-    recipe = world.recipe.model_copy(update={"epochs": EPOCHS})
+    recipe = world.recipe.model_copy(update={"epochs": scale.short})
     records = world.train.take(world.train.labels < SOURCE_CLASSES)
     source = Source(
         model=study.kept(
-            CACHE / f"papers-transfer-s{seed}-{study.stamp(recipe)}.safetensors",
+            scales.cache() / f"papers-transfer-s{seed}-{study.stamp(recipe)}.safetensors",
             _build(seed),
             lambda model: fit(model, records, recipe, seed=seed, device=choose()),
         ),
@@ -60,20 +59,20 @@ def measure(data: Path, seed: int) -> dict[str, Any]:
     )
     few = _target(world.train)
     train, test = few.take(torch.arange(TARGET_RECORDS)), _target(world.judging)
-    start = time.process_time()
+    start = scale.now()
     ranking = rank_classes(source, train, parse(RANKING))
-    ranked = time.process_time() - start
+    ranked = scale.now() - start
     found: dict[str, Any] = {
         "failure": None,
         "gains": {str(each.label): each.gain for each in ranking},
         "dropped": harmful(ranking),
         "before": linear_probe(source, train, test).value,
-        "ranking cpu_seconds": ranked,
+        f"ranking {scale.clock}": ranked,
     }
     for name, config in (("unlearned", DROPPING), ("retrained", RETRAINING)):
-        start = time.process_time()
+        start = scale.now()
         model = drop_classes(source, found["dropped"], parse(config))
-        found[f"{name} cpu_seconds"] = time.process_time() - start
+        found[f"{name} {scale.clock}"] = scale.now() - start
         found[name] = linear_probe(replace(source, model=model), train, test).value
     return found
 
@@ -92,7 +91,7 @@ def harmful(ranking: Sequence[Influence]) -> list[int]:
 
 
 def _build(seed: int) -> nn.Module:
-    form = {"name": "torchvision/resnet18", "num_classes": SOURCE_CLASSES}
+    form = {**SCALE.get().resnet, "num_classes": SOURCE_CLASSES}
     return networks.build(networks.parse(form), seed)
 
 

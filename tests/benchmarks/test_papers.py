@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import study
+from benchmarks import hardware, study
 from benchmarks.papers import cells as measured
 from benchmarks.papers.cells import BEFORE, METHODS, RETRAIN, SPECIAL, Job, mia_efficacy, read
 from benchmarks.papers.claims import CLAIMS, Claim, Reading, gap, judged, step_cost
@@ -227,7 +227,8 @@ def test_mia_efficacy_is_the_share_taken_for_never_seen():
 
 
 def test_finished_cells_are_read_and_others_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    monkeypatch.setattr(hardware, "RESULTS", tmp_path)
+    (tmp_path / "papers").mkdir()
     here, plus, missing = (
         Job("random", "NegGrad+", 2),
         Job("random", "FT", 2),
