@@ -18,6 +18,10 @@ from .errors import Diverged, Infeasible
 Masks = Mapping[str, Tensor]
 """bool per parameter name, in the parameter's shape; False is pruned. A name left out is dense."""
 
+PRUNED_FROM = 0.1
+"""Share of exact zeros in a layer from which on a model was pruned: training leaves none, rounding
+to eight bits a few in a hundred."""
+
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Masks | None) -> None:
@@ -59,6 +63,26 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise Infeasible("the network has no layer to prune but its classifier")
     return found
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    """Return the exact zeros of convolution and linear weights, the classifier's too, as masks."""
+    masks = {name: weight.detach() != 0 for name, weight in layer_weights(model).items()}
+    return {name: mask for name, mask in masks.items() if not bool(mask.all())}
+
+
+def of_pruned(model: nn.Module) -> dict[str, Tensor]:
+    """Return the zeros of a model that was pruned before, as masks; none of a dense one.
+
+    It was if any layer but the classifier has at least ``PRUNED_FROM`` of them.
+    """
+    try:
+        layers = prunable(model)
+    except Infeasible:
+        return {}
+    masks = zeros(model)
+    shares = (sparsity({name: masks[name]}) for name in layers if name in masks)
+    return masks if max(shares, default=0.0) >= PRUNED_FROM else {}
 
 
 def keep_largest(
@@ -117,6 +141,12 @@ def size(tensors: Mapping[str, Tensor]) -> int:
 def sparsity(masks: Masks) -> float:
     """Share of pruned weights among those that the masks are for."""
     return 1 - sum(int(mask.sum()) for mask in masks.values()) / size(masks)
+
+
+def share_of_zeros(model: nn.Module) -> float:
+    """Share of exact zeros among all convolution and linear weights."""
+    layers = layer_weights(model)
+    return num_pruned(zeros(model), layers) / size(layers)
 
 
 def both(masks: Masks, others: Masks | None) -> dict[str, Tensor]:

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import batchnorm, gates
+from . import batchnorm, gates, masks
 from .attack import population
 from .audit_gates import audits_for, per_record_attack
 from .audits import audits, run_all, run_chosen
@@ -87,6 +88,11 @@ class Case:
     known: dict[str, Scores] = field(default_factory=dict)
     """Logits of the parent and the oracles, computed for the first rung and shared by all."""
 
+    @cached_property
+    def zeros(self) -> masks.Masks:
+        """Masks of a parent that was pruned; empty for a dense one."""
+        return masks.of_pruned(self.parent)
+
     def check_time(self) -> None:
         """Raise OutOfTime once the wall-clock limit of the job is spent."""
         if time.monotonic() > self.deadline:
@@ -133,6 +139,7 @@ def attempt(
         middle = time.monotonic()
         evidence = gather_evidence(case, model, told)
         rung = _judge(case, evidence, rung)
+        rung = rung.model_copy(update={"reason": rung.reason + _of_zeros(case, model)})
     except Exception as error:
         if isinstance(error, CoreError):
             reason = f"{error.code}: {error}"
@@ -300,6 +307,7 @@ def _run(
         progress=progress,
         deadline=case.deadline,
         tried=tried,
+        masks=case.zeros if config.keeps_zeros and case.zeros else None,
         keeper=case.keeper,
         team=team,
     )
@@ -308,6 +316,7 @@ def _run(
     model = unlearners[config.name].run(problem, config).eval()
     problem.check_time()
     _check(case.parent, model)
+    assert masks.holds(model, problem.masks or {}), f"{config.name} moved weights that are pruned"
     return model
 
 
@@ -318,6 +327,19 @@ def _check(parent: nn.Module, model: nn.Module) -> None:
         raise Diverged(f"{found.non_finite} values of the model are NaN or infinite")
     if found.relative <= gates.SMALLEST_CHANGE:
         raise NothingChanged("the unlearner left the parameters as they were")
+
+
+def _of_zeros(case: Case, model: nn.Module) -> str:
+    """Say what became of the zeros of a pruned parent; nothing of a dense one."""
+    if not case.zeros:
+        return ""
+    before, after = (f"{100 * masks.share_of_zeros(each):.0f} %" for each in (case.parent, model))
+    if masks.holds(model, case.zeros):
+        return f"; the zeros of the parent are kept, {before} of its layer weights"
+    return (
+        f"; the zeros of the parent are not kept, {before} of its layer weights, {after} now: "
+        "the forget set had a part in them (prune_first with retrain makes a mask without it)"
+    )
 
 
 def _judge(case: Case, evidence: Evidence, rung: Rung) -> Rung:

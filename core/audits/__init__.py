@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingEvidence
 from ..findings import Finding
+from ..masks import of_pruned
 from ..problem import Evidence
 from ..registry import Config, discover
 from ._registry import AuditOptions, audits, lacking
@@ -19,6 +20,8 @@ else:
     AuditConfig = audits.union()
 
 __all__ = ["AuditConfig", "AuditOptions", "audits", "run_all", "run_chosen"]
+
+DENSE_ORACLE = "the parent was pruned and the oracle was not, which is part of what is between them"
 
 
 def run_all(evidence: Evidence) -> list[Finding]:
@@ -45,10 +48,18 @@ def run_chosen(evidence: Evidence, configs: Iterable[AuditOptions]) -> list[Find
             findings.append(_inconclusive(config.name, reason))
             continue
         try:
-            findings += audits[config.name].run(evidence, config)
+            found = audits[config.name].run(evidence, config)
         except MissingEvidence as error:
-            findings.append(_inconclusive(config.name, str(error)))
+            found = [_inconclusive(config.name, str(error))]
+        if "oracle" in config.needs and _only_oracle_is_dense(evidence):
+            found = [f.model_copy(update={"reason": f.reason or DENSE_ORACLE}) for f in found]
+        findings += found
     return findings
+
+
+def _only_oracle_is_dense(evidence: Evidence) -> bool:
+    """Whether parent and oracle differ by a pruning, too, of which an oracle's recipe knows not."""
+    return bool(of_pruned(evidence.before)) and not of_pruned(evidence.need_oracle())
 
 
 def _inconclusive(audit: str, reason: str) -> Finding:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from .. import masks
 from ..errors import Infeasible
-from ..masks import layer_weights
 from ._registry import Pruned, PrunerOptions, Pruning, finished, pruners
 
 
@@ -35,11 +35,7 @@ def zeros(pruning: Pruning, config: ZerosConfig) -> Pruned:  # noqa: ARG001  # n
     if not pruning.trained:
         raise Infeasible("a fresh initialisation has no zeros of its own to keep")
     model = pruning.model.to(pruning.device)
-    masks = {
-        name: mask
-        for name, weight in layer_weights(model).items()
-        if not bool((mask := weight.detach() != 0).all())
-    }
-    if not masks:
+    found = masks.zeros(model)
+    if not found:
         raise Infeasible("the model has no zero weight to keep: it was not pruned before")
-    return finished(pruning, model, masks)
+    return finished(pruning, model, found)

@@ -49,6 +49,12 @@ class UnlearnerOptions(Config):
         """Whether these very options make sense where running statistics stay the parent's."""
         return True
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether zeros of a pruned parent are masks: not for an exact one, since the forget set
+        had a part in them."""
+        return not self.is_exact
+
 
 class Unlearn(Protocol):
     """Change, and return, ``problem.model``; or return another model of the same shape."""

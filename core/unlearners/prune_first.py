@@ -79,6 +79,11 @@ class PruneFirstConfig(UnlearnerOptions):
         """As of ``then``."""
         return self.then.fits_frozen_batchnorm
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Where the pruner makes no mask of its own."""
+        return self.prune.keeps_parent
+
     @model_validator(mode="after")
     def _mask_fits(self) -> Self:
         if self.then.is_exact and self.prune.keeps_parent:
