@@ -75,6 +75,8 @@ class Rule:
     """Name -> why."""
     options: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """Options that an unlearner needs here, whichever rule picks it."""
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    """Name -> what to know of it here, whichever rule picks it."""
 
 
 CYCLE = {"fine_tune": {"schedule": "one_cycle"}}
@@ -114,6 +116,16 @@ RULES = (
         "importance without labels",
         lambda s: not s.has_retain and s.estimator == "mas",
         options={"ssd": {"estimator": "mas"}},
+    ),
+    Rule(
+        "batch norm without records to measure it on",
+        lambda s: not s.has_retain and bool(s.has_batchnorm),
+        remarks={
+            "ssd": "its statistics stay those of the weights before they were dampened, which only "
+            "the guard of its search holds in check",
+            "delete": "it trains around statistics that stay, which has cost more utility than "
+            "dampening",
+        },
     ),
     Rule(
         "only records to forget that are no class",
@@ -167,10 +179,11 @@ RULES = (
         },
     ),
     Rule(
-        "a transformer",
-        lambda s: s.is_transformer and s.has_retain,
+        "layer norm, as in transformers",
+        lambda s: s.has_layernorm and s.has_retain,
         picks={
-            "neggrad_plus": "the strongest baseline on transformers",
+            "neggrad_plus": "the strongest baseline there; rankings and rates of networks with "
+            "batch norm do not carry over",
             "salun": "changes the salient half of the weights only",
             "eupmu": "keeps the utility while it forgets",
         },
@@ -268,9 +281,13 @@ def _ranked(
             if name in found or name in left_out or name not in facts:
                 continue
             config = _config(name, rules)
-            reason = f"{rule.situation}: {why}"
+            reason = "; ".join([f"{rule.situation}: {why}", *_remarks(name, rules)])
             found[name] = _candidate(situation, config, facts[name], reason)
     return [*found.values()]
+
+
+def _remarks(name: str, rules: Iterable[Rule]) -> list[str]:
+    return [f"{rule.situation}: {rule.remarks[name]}" for rule in rules if name in rule.remarks]
 
 
 def _cut(situation: Situation, ranked: list[Candidate]) -> list[Candidate]:

@@ -30,6 +30,12 @@ TRANSFORMERS = (
 )
 """How the names of networks begin, behind that of a package, whose blocks are attention."""
 
+LAYER_NORM = (
+    *("caformer", "coatnext", "convformer", "convit", "convnext", "edgenext", "focalnet"),
+    *("gmixer", "gmlp", "mambaout", "maxxvit", "mixer", "poolformer", "sequencer"),
+)
+"""The same of networks built like transformers from other blocks: layer norm, no batch norm."""
+
 
 class Situation(BaseModel):
     """A request, the model it is about, and what is at hand for it."""
@@ -86,5 +92,15 @@ class Situation(BaseModel):
     @property
     def is_transformer(self) -> bool:
         """Whether the network is one of attention layers with layer norm."""
-        name = (self.architecture or "").rpartition("/")[2]
-        return name.startswith(TRANSFORMERS)
+        return self._network.startswith(TRANSFORMERS)
+
+    @property
+    def has_layernorm(self) -> bool:
+        """Whether the network is a transformer, or built like one of other layers."""
+        alike = not self.has_batchnorm and self._network.startswith(LAYER_NORM)
+        return self.is_transformer or alike
+
+    @property
+    def _network(self) -> str:
+        """Name of the network without that of its package."""
+        return (self.architecture or "").rpartition("/")[2]

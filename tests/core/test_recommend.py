@@ -45,6 +45,7 @@ def left_out(found):
         ({"selector": "class"}, ["fine_tune", "ssd", "delete", "retrain"]),
         ({"architecture": "vit"}, ["neggrad_plus", "retrain"]),
         ({"architecture": "torchvision/vit_b_16"}, ["neggrad_plus", "retrain"]),
+        ({"architecture": "torchvision/convnext_tiny"}, ["neggrad_plus", "retrain"]),
         ({"num_forget": 199}, ["retrain", "fine_tune", "eupmu", "salun"]),
         ({"num_forget": 50}, ["retrain", "influence", "fine_tune", "eupmu"]),
         ({"num_forget": 2500}, ["fine_tune", "retrain"]),
@@ -102,6 +103,19 @@ def test_what_dampening_can_do_without_the_rest_is_said(selector, why):
     assert why in found.candidates[0].reason
 
 
+@pytest.mark.parametrize("purpose", ["erasure", "poison_removal"])
+@pytest.mark.parametrize("selector", ["records", "class"])
+def test_batch_norm_that_cannot_be_measured_again_is_remarked(selector, purpose):
+    """Dampening keeps its place: on the digits it cost less utility than distilling."""
+    asked = {"has_retain": False, "selector": selector, "purpose": purpose}
+    for changes in ({"has_batchnorm": True}, {}):
+        ssd, delete = recommend(situation(**asked, **changes), ALL).candidates
+        assert ("batch norm without" in ssd.reason) is bool(changes)
+        assert ("batch norm without" in delete.reason) is bool(changes)
+    retained = recommend(situation(has_batchnorm=True, selector="class"), ALL).candidates
+    assert not any("batch norm without" in candidate.reason for candidate in retained)
+
+
 @pytest.mark.parametrize(
     ("estimator", "options"),
     [
@@ -141,6 +155,14 @@ def test_networks_of_attention(name):
 @pytest.mark.parametrize("name", ["resnet20", "timm/swiftformer_s", "transformers/levit", "mlp"])
 def test_networks_of_something_else(name):
     assert not situation(architecture=name).is_transformer
+    assert not situation(architecture=name).has_layernorm
+
+
+@pytest.mark.parametrize("name", ["torchvision/convnext_base", "transformers/convnextv2", "vit"])
+def test_networks_of_layer_norm(name):
+    assert situation(architecture=name).has_layernorm
+    built_otherwise = situation(architecture=name, has_batchnorm=True)
+    assert built_otherwise.has_layernorm is built_otherwise.is_transformer
 
 
 @pytest.mark.parametrize(
@@ -295,7 +317,7 @@ def test_options_of_picks_are_options(name):
 
 def test_rules_speak_of_known_unlearners_only():
     for rule in RULES:
-        assert {*rule.picks, *rule.avoid} <= ALL
+        assert {*rule.picks, *rule.avoid, *rule.remarks} <= ALL
         assert set(rule.options) <= ALL
         assert rule.situation.isascii()
 
