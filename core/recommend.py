@@ -327,7 +327,10 @@ def _why_exact_first(situation: Situation) -> str | None:
     if situation.is_large:
         return f"over {100 * LARGE_SHARE:g} % of the data: retraining costs little more"
     if situation.is_small:
-        return f"below {SMALL_REQUEST} records a population attack has no power"
+        return (
+            f"below {SMALL_REQUEST} records a population attack has no power, and reference models "
+            "do not stand in for it: their attack passes models that over-forgot"
+        )
     return None
 
 

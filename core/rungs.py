@@ -271,7 +271,11 @@ def _reason_to_despair(case: Case, config: UnlearnerOptions, told: dict[str, Any
         return None
     of_parent = gather_evidence(case, case.parent, told)
     needed = [g for g in forgetting(of_parent, exact=False) if g.role == "must_pass"]
-    return next((g.reason for g in needed if (g.power or 0.0) < ENOUGH_POWER), None)
+    reason = next((g.reason for g in needed if (g.power or 0.0) < ENOUGH_POWER), None)
+    # an attack with them passes models that over-forgot, so that alone it may not publish
+    if reason is not None and of_parent.references is not None:
+        return f"{reason}; reference models do not stand in"
+    return reason
 
 
 def _run(

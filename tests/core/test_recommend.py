@@ -231,6 +231,7 @@ def test_why_an_unlearner_was_left_out(changes, name, reason):
     ("changes", "reason"),
     [
         ({"num_forget": 20}, "below 200 records"),
+        ({"num_forget": 20}, "reference models do not stand in"),
         ({"num_forget": 4000}, "over 25 % of the data"),
         ({"budget_spent": "10 in a row"}, "budget spent (10 in a row): retrain first"),
     ],

@@ -119,3 +119,12 @@ def test_progress_of_gathering_rises():
     fractions = [fraction for _, fraction in said]
     assert fractions == sorted(fractions)
     assert 0 <= fractions[0] <= fractions[-1] < 1
+
+
+@pytest.mark.parametrize("with_bank", [True, False])
+def test_a_rung_that_is_given_up_says_that_a_bank_is_no_help(with_bank):
+    bank = cases.bank(world()) if with_bank else None
+    config = unlearners["fine_tune"].config()
+    rung, _ = attempt(case(bank=bank), config, 0, 2, exact_follows=True)
+    assert rung.status == "skipped"
+    assert rung.reason.endswith("; reference models do not stand in") is with_bank

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
+from core.audit_gates import per_record_attack
 from core.audits import audits
 from core.audits.lira import lira_scores
 from core.audits.rmia import rmia_scores
@@ -145,6 +146,24 @@ def test_a_memorising_parent_is_told_apart_and_an_oracle_is_not(name):
     assert low < 0.05 < high
     assert of(parent, "exceeding_share").verdict != "passed"
     assert of(oracle, "exceeding_share").verdict != "failed"
+
+
+@pytest.mark.parametrize(
+    ("drop", "verdict", "auc"), [(0, "failed", (0.7, 0.9)), (4, "passed", (0.0, 0.3))]
+)
+def test_few_records_that_stand_out_by_how_badly_they_are_known_pass_the_count(drop, verdict, auc):
+    """Why the gate may not stand in for a population attack that has no power."""
+    world = gaussian_world(num_train=400, num_holdout=800, epochs=30, hidden=64)
+    base = cases.evidence(world, trained(world), cases.first(world, 80), bank=cases.bank(world))
+    few = base.of_forget(torch.arange(50))
+    after = {role: logits.clone() for role, logits in few.scores["before"].items()}
+    after["forget"][torch.arange(50), few.forget.labels] -= drop
+    few = dataclasses.replace(few, scores={**few.scores, "after": after})
+    findings = audits["rmia"].run(few, audits["rmia"].config())
+    gate = per_record_attack(findings)
+    assert (gate.verdict, gate.power > 0.5) == (verdict, True)
+    found = of(findings, "auc").interval
+    assert auc[0] < found[0] < found[1] < auc[1]
 
 
 @pytest.mark.parametrize("score", [rmia_scores, lira_scores])
