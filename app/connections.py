@@ -6,15 +6,22 @@ import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 _BUCKET = r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]"
 _PREFIX = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*"
 BLOBS_URL = re.compile(rf"s3://{_BUCKET}(/{_PREFIX})?")
 EVERY_TENANT = "*"
 _AWS = ".amazonaws.com"
+_BROKER = re.compile(r"(memory|rediss?|redis\+socket)://")
+_ENCRYPTED = {"require", "verify-ca", "verify-full"}
+"""Values of libpq's ``sslmode`` with which nothing is sent unless it is encrypted."""
+_PROOFS = {"password", "passfile", "sslcert"}
+"""Parameters of libpq that say who comes."""
 
 BucketName = Annotated[str, StringConstraints(pattern=rf"^{_BUCKET}$")]
 Tenant = Annotated[str, StringConstraints(pattern=r"^(ten_[0-9A-Za-z]+|\*)$")]
@@ -49,10 +56,8 @@ class Connection(BaseModel):
         secrets = [each for each in (self.secret_key, self.secret_key_file) if each is not None]
         if len(secrets) != bool(self.access_key):
             raise ValueError("access_key goes together with secret_key or with secret_key_file")
-        if self.access_key and is_in_the_clear(self.endpoint):
-            raise ValueError(
-                "endpoint must be https://... on another machine: it gets an access key"
-            )
+        if is_in_the_clear(self.endpoint):
+            raise ValueError("endpoint must be https://... on another machine")
         return self
 
     @property
@@ -115,22 +120,51 @@ def is_elsewhere(host: str) -> bool:
         return "." in host.rstrip(".")
 
 
-def is_in_the_clear(endpoint: str) -> bool:
-    """Whether this address of a store has bytes and signatures cross a network readable."""
-    parts = urlsplit(endpoint)
-    return parts.scheme == "http" and is_elsewhere(parts.hostname or "")
+def is_in_the_clear(address: str) -> bool:
+    """Whether what is sent to this address, of HTTP or Redis, crosses a network readable."""
+    parts = [urlsplit(each) for each in address.split(";")]
+    return any(x.scheme in ("http", "redis") and is_elsewhere(x.hostname or "") for x in parts)
 
 
-def is_open(broker: str) -> bool:
-    """Whether this Redis of another machine asks nobody for a password."""
-    parts = [urlsplit(each) for each in broker.split(";")]
+def is_open(redis: str) -> bool:
+    """Whether this Redis of another machine asks nobody for a password or a certificate."""
+    parts = [urlsplit(each) for each in redis.split(";")]
     return any(
-        each.scheme.startswith("redis")
-        and not each.scheme.startswith("rediss")
+        is_elsewhere(each.hostname or "")
         and not each.password
-        and is_elsewhere(each.hostname or "")
+        and "ssl_certfile" not in parse_qs(each.query)
         for each in parts
     )
+
+
+def is_broker(url: str) -> bool:
+    """Whether this is a broker that jobs can be rung through, or several after each other."""
+    return all(map(_BROKER.match, url.split(";")))
+
+
+def is_open_database(url: str) -> bool:
+    """Whether this database of another machine is reached readable, or asks nobody who comes.
+
+    Raises:
+        ValueError: if it is no URL of a database.
+    """
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        raise ValueError("not a URL of a database") from None
+    query = parts.normalized_query
+    listed = [each for name in ("host", "hostaddr") for each in query.get(name, ())]
+    hosts = [parts.host or "", *",".join(listed).split(",")]
+    if not any(map(_is_server_elsewhere, hosts)):
+        return False
+    is_encrypted = {*query.get("sslmode", [""])} <= _ENCRYPTED
+    return not (is_encrypted and (parts.password or query.keys() & _PROOFS))
+
+
+def _is_server_elsewhere(host: str) -> bool:
+    """Whether a host as libpq has it, with or without a port, or a socket, is another machine."""
+    name = host.partition(":")[0] if host.count(":") == 1 else host
+    return not host.startswith(("/", "@")) and is_elsewhere(name)
 
 
 def is_endpoint(text: str) -> bool:

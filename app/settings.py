@@ -16,9 +16,11 @@ from .connections import (
     BLOBS_URL,
     Connection,
     endpoint_of,
+    is_broker,
     is_endpoint,
     is_in_the_clear,
     is_open,
+    is_open_database,
     server_of,
 )
 
@@ -38,7 +40,9 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path(".lethe"), description="Folder of blobs, scratch and secrets.")
     database_url: str = Field(
-        "", description="SQLAlchemy URL; empty means SQLite in the data folder."
+        "",
+        description="SQLAlchemy URL; empty means SQLite in the data folder. A PostgreSQL on "
+        "another machine needs sslmode=require or better, and a password or a certificate.",
     )
     blobs_url: str = Field(
         "",
@@ -47,8 +51,8 @@ class Settings(BaseSettings):
     )
     blobs_endpoint: str = Field(
         "",
-        description="Address of an S3-compatible store, https://..., or http://... on this machine "
-        "or without an access key; empty means that of AWS.",
+        description="Address of an S3-compatible store, https://..., or http://... on this "
+        "machine; empty means that of AWS.",
     )
     blobs_region: str = Field("us-east-1", min_length=1, description="Region of the bucket.")
     blobs_access_key: str = Field(
@@ -69,7 +73,8 @@ class Settings(BaseSettings):
     )
     broker_url: str = Field(
         "memory://",
-        description="Celery broker: redis://... (with a password on another machine) or memory://.",
+        description="Celery broker: memory://, redis://... or rediss://... (on another machine, "
+        "with a password or a certificate).",
     )
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
@@ -89,8 +94,8 @@ class Settings(BaseSettings):
     limits_url: str = Field(
         "memory://",
         pattern="^(memory|rediss?)://",
-        description="Where calls are counted: memory:// or redis://... (with a password on another "
-        "machine).",
+        description="Where calls are counted: memory://, redis://... or rediss://... (on another "
+        "machine, with a password or a certificate).",
     )
     failed_keys_per_minute: int = Field(
         300, ge=1, description="Calls without a usable key that one address may make."
@@ -144,7 +149,9 @@ class Settings(BaseSettings):
         "in it. Unset: none are taken.",
     )
     hf_mirror: str = Field(
-        "", description="Folder or base URL that hf:// sources are read from; empty: none are."
+        "",
+        description="Folder or base URL, https://... on another machine, that hf:// sources are "
+        "read from; empty: none are.",
     )
     connections: tuple[Connection, ...] = Field(
         (),
@@ -242,7 +249,8 @@ class Settings(BaseSettings):
     otlp_endpoint: str = Field(
         "",
         pattern=r"^(https?://\S+)?$",
-        description="OpenTelemetry collector for traces, http(s)://host:4318; empty exports none.",
+        description="OpenTelemetry collector for traces, http://host:4318 or, on another machine, "
+        "https://...; empty exports none.",
     )
     failpoint: str = Field(
         "",
@@ -261,14 +269,33 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_LEASE_SECONDS must be over twice LETHE_HEARTBEAT_SECONDS")
         if self.database_tenant_role and not self.database.startswith("postgres"):
             raise ValueError("LETHE_DATABASE_TENANT_ROLE needs a PostgreSQL LETHE_DATABASE_URL")
-        for name, url in (("BROKER", self.broker_url), ("LIMITS", self.limits_url)):
-            if is_open(url):
-                raise ValueError(f"LETHE_{name}_URL needs a password for a Redis elsewhere")
+        if not is_broker(self.broker_url):
+            raise ValueError("LETHE_BROKER_URL must be redis://, rediss:// or memory://")
+        self._refuse_open_roads()
         self._refuse_odd_blobs()
         self._refuse_odd_connections()
         if not self.is_local:
             self._refuse_exposed()
         return self
+
+    def _refuse_open_roads(self) -> None:
+        """Refuse what crosses to another machine readable, or where nobody is asked who comes."""
+        for name in ("broker_url", "limits_url", "blobs_endpoint", "hf_mirror", "otlp_endpoint"):
+            if is_in_the_clear(getattr(self, name)):
+                kind = "rediss" if name in ("broker_url", "limits_url") else "https"
+                raise ValueError(f"LETHE_{name.upper()} must be {kind}://... on another machine")
+        for name, url in (("BROKER", self.broker_url), ("LIMITS", self.limits_url)):
+            if is_open(url):
+                raise ValueError(f"LETHE_{name}_URL needs a password for a Redis elsewhere")
+        try:
+            is_open_one = is_open_database(self.database)
+        except ValueError:
+            raise ValueError("LETHE_DATABASE_URL is no URL of a database") from None
+        if is_open_one:
+            raise ValueError(
+                "LETHE_DATABASE_URL needs sslmode=require or better, and a password or a "
+                "certificate, for a PostgreSQL elsewhere"
+            )
 
     def _refuse_odd_blobs(self) -> None:
         if self.blobs_url and not BLOBS_URL.fullmatch(self.blobs_url):
@@ -277,8 +304,6 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_BLOBS_ENDPOINT must be http(s)://host[:port] and no more")
         if bool(self.blobs_access_key) != bool(self.blobs_secret_key):
             raise ValueError("LETHE_BLOBS_ACCESS_KEY and LETHE_BLOBS_SECRET_KEY go together")
-        if self.blobs_access_key and is_in_the_clear(self.blobs_endpoint):
-            raise ValueError("LETHE_BLOBS_ENDPOINT must be https://... on another machine")
         if not self.blobs_url and (self.blobs_endpoint or self.blobs_access_key):
             raise ValueError("LETHE_BLOBS_URL is missing, but what belongs to it is set")
 
@@ -303,6 +328,8 @@ class Settings(BaseSettings):
             raise ValueError("LETHE_CALLS_PER_MINUTE_... may be 0 only where LETHE_HOST is local")
         if any(not network.prefixlen for network in self.trusted_proxies):
             raise ValueError("LETHE_TRUSTED_PROXIES may not name every address")
+        if self.database.startswith("postgres") and self.broker_url.startswith("memory"):
+            raise ValueError("LETHE_BROKER_URL must be a Redis: memory:// rings for no worker")
 
     @property
     def is_local(self) -> bool:

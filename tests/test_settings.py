@@ -11,7 +11,12 @@ from app.settings import Settings
 
 PEPPER = "0123456789abcdef" * 2
 EXPOSED = {"host": "0.0.0.0"}
-PRODUCTION = {"database_url": "postgresql://db/lethe", "pepper": PEPPER, **EXPOSED}
+PRODUCTION = {
+    "database_url": "postgresql://db/lethe",
+    "broker_url": "redis://:s3cr3t@redis:6379/0",
+    "pepper": PEPPER,
+    **EXPOSED,
+}
 
 CONNECTION = {"name": "research", "tenants": ["*"]}
 
@@ -91,23 +96,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         for name, ours, theirs in (
             ("by-address", "", "https://s3.us-east-1.amazonaws.com"),
             ("in-capitals", "", "https://S3.US-East-1.AmazonAWS.com"),
-            ("of-the-world", "https://s3.us-east-1.amazonaws.com", "http://s3.amazonaws.com"),
+            ("of-the-world", "https://s3.us-east-1.amazonaws.com", "https://s3.amazonaws.com"),
             ("by-port", "https://store.example", "https://store.example:443"),
-            ("by-plain-port", "http://store.example:80", "http://STORE.example."),
+            ("by-plain-port", "http://store:80", "http://STORE."),
         )
     },
     "exposed-with-a-failpoint": ({**EXPOSED, "failpoint": "a=kill"}, "LETHE_FAILPOINT"),
     "connection-in-the-clear": (
-        {
-            "connections": [
-                {
-                    **CONNECTION,
-                    "endpoint": "http://store.example",
-                    "access_key": "a",
-                    "secret_key": PEPPER,
-                }
-            ]
-        },
+        {"connections": [{**CONNECTION, "endpoint": "http://store.example"}]},
         "endpoint",
     ),
     **{
@@ -117,9 +113,59 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         )
     },
     **{
-        f"open-{name}-{number}": ({name: url}, f"LETHE_{name.upper()}")
+        f"open-{name}-{number}": ({**PRODUCTION, name: url}, f"LETHE_{name.upper()}")
         for name in ("broker_url", "limits_url")
-        for number, url in enumerate(("redis://10.0.0.7:6379/0", "redis://user@redis.example"))
+        for number, url in enumerate(
+            (
+                "redis://10.0.0.7:6379/0",
+                "redis://user@redis.example",
+                "redis://:s3cr3t@redis.example.com",
+                "redis://:s3cr3t@10.0.0.9",
+                "redis://:s3cr3t@[2001:db8::1]:6379",
+                "rediss://redis.example",
+            )
+        )
+    },
+    "second-broker-in-the-clear": (
+        {"broker_url": "redis://redis;redis://:s3cr3t@redis.example"},
+        "LETHE_BROKER_URL",
+    ),
+    **{
+        f"broker-of-another-kind-{number}": ({"broker_url": url}, "LETHE_BROKER_URL")
+        for number, url in enumerate(
+            (
+                "amqp://guest:guest@rabbit",
+                "sentinel://:s3cr3t@sentinel",
+                "sqs://",
+                "redis://redis;amqp://guest:guest@rabbit",
+                "redis",
+            )
+        )
+    },
+    "exposed-beside-a-database-that-no-worker-hears-of": (
+        {**PRODUCTION, "broker_url": "memory://"},
+        "LETHE_BROKER_URL",
+    ),
+    **{
+        f"open-database-{number}": ({**PRODUCTION, "database_url": url}, "LETHE_DATABASE_URL")
+        for number, url in enumerate(
+            (
+                "postgresql://u:s3cr3t@db.example.com/lethe",
+                "postgresql://u:s3cr3t@db.example.com/lethe?sslmode=disable",
+                "postgresql://u:s3cr3t@10.0.0.9/lethe?sslmode=prefer",
+                "postgresql://u:s3cr3t@10.0.0.9/lethe?sslmode=require&sslmode=disable",
+                "postgresql+psycopg://u@db.example.com/lethe?sslmode=require",
+                "postgresql://u:s3/cr3t@db.example.com/lethe",
+                "postgresql://u:s3cr3t@/lethe?host=127.0.0.1:5432&host=10.0.0.9:5432",
+                "postgresql://u:s3cr3t@db/lethe?hostaddr=10.0.0.9",
+                "db.example.com",
+            )
+        )
+    },
+    **{
+        f"{name}-in-the-clear-{number}": ({name: url}, f"LETHE_{name.upper()}")
+        for name in ("otlp_endpoint", "hf_mirror", "blobs_endpoint")
+        for number, url in enumerate(("http://store.example:9000", "http://10.0.0.7"))
     },
     "counts-by-an-asynchronous-client": ({"limits_url": "async+memory://"}, "limits_url"),
 }
@@ -152,7 +198,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         }
         for name, ours, theirs in (
             ("elsewhere", "", "https://store.example"),
-            ("by-port", "http://store.example:9000", "http://store.example:9001"),
+            ("by-port", "https://store.example:9000", "https://store.example:9001"),
         )
     },
     "counts-in-redis": {"limits_url": "redis://redis:6379/1"},
@@ -169,21 +215,42 @@ ACCEPTED: dict[str, dict[str, Any]] = {
             )
         )
     },
-    "blobs-in-the-clear-without-a-secret": {
-        "blobs_url": "s3://lethe",
-        "blobs_endpoint": "http://store.example",
-    },
     **{
-        f"broker-at-{number}": {"broker_url": url}
+        f"{name}-at-{number}": {**PRODUCTION, name: url}
+        for name in ("broker_url", "limits_url")
         for number, url in enumerate(
             (
-                "redis://:secret@redis.example:6379/0",
-                "rediss://redis.example",
+                "rediss://:s3cr3t@redis.example:6379/0",
+                "rediss://redis.example?ssl_certfile=/run/client.pem",
                 "redis://127.0.0.1:6379/0",
+                "redis://[::1]:6379/0",
                 "redis://localhost",
+                "redis://:s3cr3t@redis:6379/0",
             )
         )
     },
+    "broker-at-a-socket": {**PRODUCTION, "broker_url": "redis+socket:///run/redis.sock"},
+    **{
+        f"database-at-{number}": {**PRODUCTION, "database_url": url}
+        for number, url in enumerate(
+            (
+                "postgresql+psycopg://u:s3cr3t@postgres:5432/lethe",
+                "postgresql://u@127.0.0.1/lethe",
+                "postgresql://u@[::1]/lethe",
+                "postgresql://u@/lethe?host=/run/postgresql.d",
+                "postgresql://u:s3cr3t@db.example.com/lethe?sslmode=require",
+                "postgresql://u@10.0.0.9/lethe?sslmode=verify-full&sslcert=/run/client.pem",
+            )
+        )
+    },
+    **{
+        f"{name}-at-{number}": {name: url}
+        for name in ("otlp_endpoint", "hf_mirror")
+        for number, url in enumerate(
+            ("https://store.example", "http://127.0.0.1:4318", "http://collector:4318")
+        )
+    },
+    "mirror-in-a-folder": {"hf_mirror": "/srv/mirror.d"},
 }
 
 
@@ -199,6 +266,7 @@ def test_refused(row: str) -> None:
     with pytest.raises(ValidationError, match=named) as refused:
         Settings(**values)
     assert PEPPER not in str(refused.value)
+    assert "cr3t" not in str(refused.value)
 
 
 @pytest.mark.parametrize("row", ACCEPTED)
