@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".lethe"), description="Folder of blobs, scratch and secrets.")
     database_url: str = Field(
         "",
+        repr=False,  # like every address that may hold a password
         description="SQLAlchemy URL; empty means SQLite in the data folder. A PostgreSQL on "
         "another machine needs sslmode=require or better, and a password or a certificate.",
     )
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     )
     broker_url: str = Field(
         "memory://",
+        repr=False,
         description="Celery broker: memory://, redis://... or rediss://... (on another machine, "
         "with a password or a certificate).",
     )
@@ -93,6 +95,7 @@ class Settings(BaseSettings):
     )
     limits_url: str = Field(
         "memory://",
+        repr=False,
         pattern="^(memory|rediss?)://",
         description="Where calls are counted: memory://, redis://... or rediss://... (on another "
         "machine, with a password or a certificate).",
@@ -150,6 +153,7 @@ class Settings(BaseSettings):
     )
     hf_mirror: str = Field(
         "",
+        repr=False,
         description="Folder or base URL, https://... on another machine, that hf:// sources are "
         "read from; empty: none are.",
     )
@@ -248,6 +252,7 @@ class Settings(BaseSettings):
     )
     otlp_endpoint: str = Field(
         "",
+        repr=False,
         pattern=r"^(https?://\S+)?$",
         description="OpenTelemetry collector for traces, http://host:4318 or, on another machine, "
         "https://...; empty exports none.",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from app.connections import Connection
 from app.settings import Settings
 
 PEPPER = "0123456789abcdef" * 2
@@ -299,3 +300,23 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_docs_are_shown_on_this_machine_alone(host: str, is_local: bool) -> None:
     assert Settings(host=host).shows_docs is is_local
     assert Settings(host=host, docs=False).shows_docs is False
+
+
+def test_what_is_shown_of_settings_holds_no_password() -> None:
+    redis, https = "rediss://:s3cr3t@redis.example", "https://u:s3cr3t@store.example"
+    settings = Settings(
+        database_url="postgresql://u:s3cr3t@db/lethe",
+        broker_url=redis,
+        limits_url=redis,
+        hf_mirror=https,
+        otlp_endpoint=https,
+        pepper=SecretStr("s3cr3t" * 6),
+        metrics_token=SecretStr("s3cr3t" * 6),
+        blobs_url="s3://lethe",
+        blobs_access_key="a",
+        blobs_secret_key=SecretStr("s3cr3t"),
+        connections=(
+            Connection(name="one", tenants=("*",), access_key="a", secret_key=SecretStr("s3cr3t")),
+        ),
+    )
+    assert "s3cr3t" not in f"{settings!r} {settings}"
