@@ -26,7 +26,7 @@ FIELDS = (
     *("timestamp", "level", "event", "logger", "function"),
     *("request_id", "trace_id", "span_id", "tenant", "job_id", "epoch", "attempt", "created"),
     *("method", "route", "status", "duration_ms", "code", "error", "stack"),
-    *("kind", "reason", "worker", "task", "pid", "exit_status", "scratch"),
+    *("kind", "reason", "worker", "device", "task", "pid", "exit_status", "scratch"),
     *("jobs", "files", "folders", "leases_freed", "jobs_failed", "jobs_cancelled"),
     *("answers_forgotten", "workers_forgotten", "named", "taken", "sandbox", "cause"),
     *("key", "path", "address", "key_in_query", "share", "connection"),

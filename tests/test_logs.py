@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,10 @@ from app import correlation, logs
 from app.main import build
 from app.settings import Settings
 
+ROOT = Path(__file__).resolve().parent.parent
 SECRET = "someone@example.org"
+LOGGERS = ("log", "_log", "access")
+WRITES = ("debug", "info", "warning", "error", "exception", "critical", "note")
 
 
 class Terminal(io.StringIO):
@@ -159,3 +164,40 @@ def test_calls_do_not_inherit_from_each_other() -> None:
     assert correlation.request_id() == "one"
     correlation.fresh()
     assert correlation.request_id() is None
+
+
+def logged_fields(tree: ast.AST) -> set[str | None]:
+    """Names of the fields in all calls that log, or note for later lines; None is a mapping."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {
+        field.arg
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in WRITES
+        and ast.unparse(call.func.value) in (*LOGGERS, "correlation")
+        for field in call.keywords
+    }
+
+
+def test_every_field_that_is_logged_is_on_the_list() -> None:
+    sources = [path for top in ("app", "worker") for path in (ROOT / top).rglob("*.py")]
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in sources
+        for name in logged_fields(ast.parse(path.read_text()))
+    }
+    assert len(found) > 50
+    unknown = {(path, name) for path, name in found if name not in (*logs.FIELDS, "exc_info")}
+    # Mappings, whose names are those of other tests: of a refusal, and of what a sweep counts.
+    assert unknown == {("app/api/caller.py", None), ("worker/sweep.py", None)}
+
+
+def test_every_logger_has_a_name_that_is_looked_for() -> None:
+    sources = [path for top in ("app", "worker") for path in (ROOT / top).rglob("*.py")]
+    made = [
+        line.partition(" = ")[0]
+        for path in sources
+        for line in path.read_text().splitlines()
+        if "structlog.get_logger(" in line
+    ]
+    assert set(made) == set(LOGGERS)
