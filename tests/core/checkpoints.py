@@ -92,6 +92,15 @@ def patched(data: bytes, old: bytes, new: bytes, times: int = -1) -> bytes:
     return data.replace(old, new, times)
 
 
+def repickled(old: bytes, new: bytes) -> bytes:
+    """A checkpoint whose pickle had a piece replaced, packed anew: its checksums are right."""
+    with zipfile.ZipFile(io.BytesIO(saved(state()))) as file:
+        members = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
+    pickled = patched(members.pop("data.pkl"), old, new)
+    del members["version"]
+    return archive(pickled, *((f"archive/{name}", each) for name, each in members.items()))
+
+
 def overlapping() -> bytes:
     """Two members whose bytes are the same: a bomb without compression."""
     data = archive(b"\x80\x02}.", ("archive/data/0", b"x" * 100))

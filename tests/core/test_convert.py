@@ -56,10 +56,8 @@ ROWS: dict[str, tuple[Made, str]] = {
     ),
     "C2-bare-and-harmless": (lambda _: made.bare({"a": 1}, 2), "pickle_invalid"),
     "C3-weights-only-bypass": (
-        lambda canary: made.patched(
-            made.saved(made.state()), b"ccollections\nOrderedDict", b"cposix\nsystem\n0000000000"
-        ),
-        "archive_invalid",
+        lambda _: made.repickled(b"ccollections\nOrderedDict\n", b"cposix\nsystem\n"),
+        "unsafe_pickle_global",
     ),
     "C3-reduce-on-build": (
         lambda canary: made.archive(
@@ -272,6 +270,11 @@ def test_a_checkpoint_becomes_the_state_dict_it_holds(
     found = load_file(tmp_path / "out" / result["weights"])
     assert found.keys() == made.state().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in made.state().items())
+
+
+def test_what_is_packed_anew_is_refused_for_its_pickle_alone(tmp_path: Path) -> None:
+    found = run(tmp_path, made.repickled(b"OrderedDict", b"OrderedDict"))
+    assert load_file(tmp_path / "out" / found["weights"]).keys() == made.state().keys()
 
 
 def test_a_pickle_that_breaks_off_is_not_said_to_be_too_long() -> None:
