@@ -410,6 +410,12 @@ def test_E21_nothing_would_be_retained(tenant: Tenant, model_id: str) -> None:
     assert_problem(tenant.forget(model_id, forget), 422, "retain_set_too_small")
 
 
+def test_E21_all_rows_are_of_the_class(tenant: Tenant) -> None:
+    model_id = tenant.ready_model(dataset_id=tenant.ready_dataset(classes=1))
+    answer = tenant.forget(model_id, {"type": "class", "class": 0})
+    assert assert_problem(answer, 422, "retain_set_too_small")["num_retained"] == 0
+
+
 def test_class_by_name_and_by_index(tenant: Tenant) -> None:
     dataset_id = tenant.ready_dataset(class_names=["cat", "dog"])
     model_id = tenant.ready_model(dataset_id=dataset_id)
