@@ -142,11 +142,33 @@ def test_the_gpu_worker_is_asked_for(services: dict[str, Any]) -> None:
     assert "deploy" not in services["worker"]
 
 
+@pytest.mark.parametrize(
+    ("passed_on", "worker", "gpu"),
+    [
+        ({}, ("cpu", "gpu"), ("gpu",)),
+        ({"LETHE_WORKER_NEEDS": '["cpu"]'}, ("cpu",), ("gpu",)),
+        ({"LETHE_GPU_WORKER_NEEDS": '["cpu", "gpu"]'}, ("cpu", "gpu"), ("cpu", "gpu")),
+    ],
+)
+def test_workers_with_and_without_a_gpu_have_needs_of_their_own(
+    passed_on: dict[str, str],
+    worker: tuple[str, ...],
+    gpu: tuple[str, ...],
+    services: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, needs in (("worker", worker), ("worker-gpu", gpu)):
+        with monkeypatch.context() as patched:
+            settings = settings_with(environment_of(services[name], passed_on), patched)
+        assert settings.worker_needs == needs, name
+
+
 def environment_of(service: dict[str, Any], passed_on: dict[str, str]) -> dict[str, str]:
     """What a container gets where ``passed_on`` stands in ``.env``."""
     variables = service["environment"].items()
     given = {
-        name: passed_on.get(name) if value is None else filled(value) for name, value in variables
+        name: passed_on.get(name) if value is None else filled(value, passed_on)
+        for name, value in variables
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -209,9 +231,11 @@ def test_workers_are_let_out_by_a_file_of_its_own(compose: dict[str, Any]) -> No
         assert service["environment"] == {"LETHE_SANDBOX_MINIMUM": "${LETHE_SANDBOX_MINIMUM:-L1}"}
 
 
-def filled(value: str) -> str:
-    """The value with the required variables filled in; a variable with no message is a mistake."""
+def filled(value: str, passed_on: dict[str, str]) -> str:
+    """The value with its variables filled in; one with neither message nor default is a mistake."""
     filled_in = re.sub(r"\$\{(\w+):\?[^}]+\}", lambda match: SECRETS[match[1]], value)
+    default = r"\$\{(\w+):-([^}]+)\}"
+    filled_in = re.sub(default, lambda match: passed_on.get(match[1]) or match[2], filled_in)
     assert "$" not in filled_in, f"not required, or not known: {value}"
     return filled_in
 

@@ -13,6 +13,13 @@ import yaml
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKERS = ("lethe-worker", "lethe-worker-gpu")
+OF_THEIR_OWN = {
+    "lethe-api": {"LETHE_DATABASE_TENANT_ROLE", "LETHE_LIMITS_URL"},
+    "lethe-worker": {"LETHE_WORKER_NEEDS"},
+    "lethe-worker-gpu": {"LETHE_WORKER_NEEDS", "LETHE_DEVICE"},
+}
+"""Variables that stand in the manifest of a pod itself."""
 MANIFESTS = sorted((ROOT / "docs/deploy/kubernetes").glob("*.yaml"))
 
 
@@ -46,7 +53,7 @@ def test_the_schemas_refuse_a_misspelt_field() -> None:
 
 
 def test_every_pod_is_restricted_and_writes_to_volumes_alone() -> None:
-    assert set(pods()) == {"lethe-api", "lethe-worker", "lethe-migrate", "lethe-tombstones"}
+    assert set(pods()) == {*WORKERS, "lethe-api", "lethe-migrate", "lethe-tombstones"}
     for name, pod in pods().items():
         assert pod["automountServiceAccountToken"] is False, name
         security = pod["securityContext"]
@@ -77,13 +84,12 @@ def test_each_pod_has_a_login_of_its_own_and_the_api_a_role() -> None:
         assert container["envFrom"][0] == {"configMapRef": {"name": "lethe"}}
         found[name] = [each["secretRef"]["name"] for each in container["envFrom"][1:]]
         given = {each["name"]: each for each in container.get("env", [])}
-        assert given.keys() == (
-            {"LETHE_DATABASE_TENANT_ROLE", "LETHE_LIMITS_URL"} if name == "lethe-api" else set()
-        )
+        assert given.keys() == OF_THEIR_OWN.get(name, set())
     assert found == {
         "lethe-migrate": ["lethe", "lethe-migrate"],
         "lethe-api": ["lethe", "lethe-api"],
         "lethe-worker": ["lethe", "lethe-worker"],
+        "lethe-worker-gpu": ["lethe", "lethe-worker"],
         "lethe-tombstones": ["lethe", "lethe-worker"],
     }
     text = (ROOT / "docs/deployment.md").read_text()
@@ -100,15 +106,33 @@ def test_pods_of_the_api_count_together() -> None:
 
 
 def test_pods_that_serve_or_work_are_watched() -> None:
-    (api,), (worker,) = pods()["lethe-api"]["containers"], pods()["lethe-worker"]["containers"]
+    (api,) = pods()["lethe-api"]["containers"]
     assert api["livenessProbe"]["httpGet"]["path"] == "/healthz"
     assert api["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert worker["livenessProbe"]["exec"]["command"] == ["python", "-m", "worker.alive"]
-    assert worker["command"] == ["celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
+    for name in WORKERS:
+        (worker,) = pods()[name]["containers"]
+        assert worker["livenessProbe"]["exec"]["command"] == ["python", "-m", "worker.alive"]
+        assert worker["command"] == ["celery", "-A", "worker.main", "worker", "--loglevel", "INFO"]
     service = next(each for each in objects() if each["kind"] == "Service")
     deployment = next(each for each in objects() if each["kind"] == "Deployment")
     assert deployment["metadata"]["name"] == "lethe-api"
     assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+
+
+def test_workers_share_the_work_by_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name in WORKERS:
+        (worker,) = pods()[name]["containers"]
+        with monkeypatch.context() as patched:
+            for variable in worker["env"]:
+                patched.setenv(variable["name"], variable["value"])
+            settings = Settings()
+        num_gpus = worker["resources"]["limits"].get("nvidia.com/gpu", 0)
+        found[name] = (settings.worker_needs, settings.device, num_gpus)
+    assert found == {
+        "lethe-worker": (("cpu",), "auto", 0),
+        "lethe-worker-gpu": (("gpu",), "cuda", 1),
+    }
 
 
 def test_the_settings_of_the_pods_are_known_and_hold_no_secret(
@@ -123,8 +147,9 @@ def test_the_settings_of_the_pods_are_known_and_hold_no_secret(
     settings = Settings()
     assert settings.blobs_url.startswith("s3://")
     assert settings.sandbox_minimum == "L1"
-    (data,) = [each for each in pods()["lethe-worker"]["volumes"] if each["name"] == "data"]
-    assert data["emptyDir"] == {"sizeLimit": "20Gi"}
+    for worker in WORKERS:
+        (data,) = [each for each in pods()[worker]["volumes"] if each["name"] == "data"]
+        assert data["emptyDir"] == {"sizeLimit": "20Gi"}
     assert settings.max_scratch_bytes < 0.75 * 20 * 2**30, "a pod that fills it is evicted"
     assert "trusted_proxies" in settings.model_fields_set
 
