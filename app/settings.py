@@ -126,6 +126,12 @@ class Settings(BaseSettings):
         description="Requests of one tenant that wait or are worked on before no more are taken "
         "in.",
     )
+    max_gpu_minutes_per_day: int = Field(
+        0,
+        ge=0,
+        description="Minutes within 24 hours that jobs of one tenant may compute before audits, "
+        "oracles and banks are refused; 0: any number. Unlearning counts and is never refused.",
+    )
     max_model_bytes: int = Field(2 * 2**30, description="Largest model file accepted.")
     max_dataset_bytes: int = Field(2 * 2**30, description="Largest dataset file accepted.")
     max_bytes_in_flight: int = Field(

@@ -18,7 +18,6 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.store import clock, workers
-from app.store.figures import seconds
 from app.store.jobs.queueing import is_due, kinds_of
 from app.store.session import reading, settings
 from app.store.tables import Job
@@ -69,7 +68,7 @@ def deaf(names: str) -> bool:
     unheard = select(Job.id).where(
         is_due(),
         Job.kind.in_(kinds_of(settings().worker_needs)),
-        seconds(Job.created_at) < clock.now() - DEAF_SECONDS,
+        clock.seconds(Job.created_at) < clock.now() - DEAF_SECONDS,
         Job.run_after < clock.now() - DEAF_SECONDS,
         Job.dispatched_at.between(lately, clock.now() - HEARD_SECONDS),
     )

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from . import admission, models, references
 from .errors import Gone, NotFound, Unacceptable
 from .ids import new
-from .quotas import refuse_full_queue
+from .quotas import refuse_full_queue, refuse_spent_day
 from .resolution import Rows
 from .situations import has_holdout
 from .tables import AuditReport, Document, Job, Model, Request, Version
@@ -108,6 +108,7 @@ def queue(session: Session, found: Occasion, audits: list[Document], options: Do
         options: ``seed``, ``batch_size``, ``time_limit_seconds``.
     """
     refuse_full_queue(session, found.model.tenant_id)
+    refuse_spent_day(session, found.model.tenant_id)
     request_id = None if found.request is None else found.request.id
     job = Job(
         tenant_id=found.model.tenant_id,

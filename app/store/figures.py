@@ -12,15 +12,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any, Literal, cast, get_args
 
-from sqlalchemy import ColumnElement, Double, case, func, select
-from sqlalchemy.ext.compiler import compiles
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.functions import FunctionElement
 
 from core.findings import Gate
 from core.methods import METHODS
 
 from . import clock, workers
+from .clock import seconds
 from .jobs.queueing import is_due
 from .status import (
     BLAMELESS,
@@ -69,24 +68,6 @@ class Distribution:
     counts: tuple[float, ...]
     """One per bound, each including those before, then all."""
     total: float
-
-
-class seconds(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
-    """Seconds since the epoch of a timestamp column, as SQL."""
-
-    type = Double()
-    inherit_cache = True
-    name = "lethe_seconds"
-
-
-@compiles(seconds, "postgresql")
-def _postgres(element: seconds, compiler: Any, **options: Any) -> str:
-    return f"extract(epoch from {compiler.process(element.clauses, **options)})::double precision"
-
-
-@compiles(seconds, "sqlite")
-def _sqlite(element: seconds, compiler: Any, **options: Any) -> str:
-    return f"((julianday({compiler.process(element.clauses, **options)}) - 2440587.5) * 86400.0)"
 
 
 def erasure(session: Session) -> dict[str, Distribution]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, func, select, text
+from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.orm import Session
 
+from . import clock
 from . import session as sessions
 from .errors import TooLarge, TooMany, Unacceptable
+from .status import NEEDS
 from .tables import Dataset, Job, Model, Request, Tenant, Version
 
 
@@ -43,6 +46,38 @@ def refuse_many_requests(session: Session, tenant_id: str) -> None:
     if _are_there(session, waiting, most):
         detail = f"{most} requests of this tenant are open already; nothing was taken in."
         raise TooMany("request_quota_exceeded", detail, headers={"Retry-After": "60"})
+
+
+def refuse_spent_day(session: Session, tenant_id: str) -> None:
+    """Refuse to gather more evidence for a tenant whose jobs computed for as long as they may.
+
+    Never asked for unlearning, which counts: erasure is owed to somebody else. Calls at the same
+    moment may exceed the quota by as many as they are.
+
+    Raises:
+        TooMany: ``compute_quota_exceeded``, with ``limit_minutes`` and ``used_minutes``.
+    """
+    most = sessions.settings().max_gpu_minutes_per_day
+    if not most:
+        return
+    a_day_ago = datetime.now(UTC) - timedelta(days=1)
+    took = func.coalesce(clock.seconds(Job.finished_at), clock.now()) - clock.seconds(
+        Job.started_at
+    )
+    spent = select(func.sum(took)).where(
+        Job.tenant_id == tenant_id,
+        Job.kind.in_(kind for kind, need in NEEDS.items() if need == "gpu"),
+        or_(Job.status == "running", Job.finished_at > a_day_ago),
+    )
+    used = int(session.scalar(spent) or 0) // 60
+    if used >= most:
+        raise TooMany(
+            "compute_quota_exceeded",
+            f"Jobs of this tenant computed for {used} minutes within a day, of {most} that they "
+            "may; requests to forget are taken in all the same.",
+            headers={"Retry-After": "3600"},
+            extra={"limit_minutes": most, "used_minutes": used},
+        )
 
 
 def _are_there(session: Session, waiting: Select[Any], most: int) -> bool:

@@ -11,7 +11,7 @@ from . import admission, models
 from .endings import end, problem
 from .errors import Conflict, Gone, Unacceptable
 from .ids import new
-from .quotas import refuse_full_queue
+from .quotas import refuse_full_queue, refuse_spent_day
 from .situations import has_holdout
 from .tables import Document, Job, Model, Version
 from .trash import throw
@@ -163,6 +163,7 @@ def _queue(
     session: Session, model: Model, kind: str, options: Document, version_id: str | None = None
 ) -> Job:
     refuse_full_queue(session, model.tenant_id)
+    refuse_spent_day(session, model.tenant_id)
     job = Job(
         tenant_id=model.tenant_id,
         id=new("job"),

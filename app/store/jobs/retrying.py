@@ -10,7 +10,7 @@ from ..endings import lock
 from ..erasing import OPEN
 from ..errors import Conflict, NotFound
 from ..ids import new
-from ..quotas import refuse_full_queue
+from ..quotas import refuse_full_queue, refuse_spent_day
 from ..status import BLAMELESS
 from ..tables import Dataset, Job, Model, Request, Version
 
@@ -36,7 +36,7 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
             ``model_not_active`` if its model was deleted; ``version_withdrawn`` if the version
             that it looked at was; and what ``references.queue_bank`` refuses.
         Unacceptable: ``upload_rejected`` if its model was: no job of that is ever due.
-        TooMany: ``queue_quota_exceeded``.
+        TooMany: ``queue_quota_exceeded``, or of evidence ``compute_quota_exceeded``.
     """
     job = lock(session, tenant_id, job_id)
     if job is None:
@@ -67,6 +67,7 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
         session.add(again)
     else:
         assert model is not None, "evidence is of a model"
+        refuse_spent_day(session, tenant_id)
         _refuse_repeated(session, job, model)
         session.add(again)
     session.flush()
