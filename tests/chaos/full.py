@@ -69,7 +69,7 @@ class Cell:
 
 
 CELLS: dict[str, Cell] = {
-    "T1_sqlite": Cell((f"{KILLS}::test_the_embedded_service_killed_whole",), 200, 10),
+    "T1_sqlite": Cell((f"{KILLS}::test_the_embedded_service_killed",), 200, 10),
     "T1_postgres": Cell((f"{KILLS}::test_the_celery_worker_killed",), 200, 10),
     **{f"T2_{on}": Cell((f"{FAILPOINTS}[{on}]",), 250, 5) for on in BOTH},
     **{f"T3_{on}": Cell((f"{OUTAGES}::test_the_api_killed[{on}]",), 100, 10) for on in BOTH},

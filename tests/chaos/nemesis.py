@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from sqlalchemy import ColumnElement, Engine, Row, Select, create_engine, exc, func, select
 from sqlalchemy.orm import Session
 
@@ -23,6 +29,42 @@ RUNNING = Job.status == "running"
 OPEN = Job.status.not_in(JOB_TERMINAL)
 WORKING = RUNNING & Job.phase.in_(("unlearning", "auditing", "publishing"))
 ENDED = Job.status.in_(JOB_TERMINAL)
+Claims = set[tuple[str, int]]
+"""Ids of jobs, with the number of the claim."""
+
+
+@dataclass
+class Strike:
+    """One kill.
+
+    Args:
+        killed_at: when, by the monotonic clock.
+        ready_at: when a worker was there again.
+    """
+
+    killed_at: float
+    ready_at: float = math.inf
+
+
+@dataclass
+class Recovery:
+    """From a kill to the next claim of a job that it met.
+
+    Args:
+        seconds: in all.
+        waited: those in which a worker was ready, and not at another job while this one was free.
+    """
+
+    seconds: float
+    waited: float
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all below it, as when their machine loses power."""
+    process = psutil.Process(pid)
+    for each in (process, *process.children(recursive=True)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each.pid, signal.SIGKILL)
 
 
 class Nemesis:
@@ -44,8 +86,7 @@ class Nemesis:
         self._enough = 0
         self.hits = 0
         """Kills that met a running job."""
-        self.recoveries: list[float] = []
-        """Seconds from a kill to the next claim of a job that it met."""
+        self.recoveries: list[Recovery] = []
         self._watchers: dict[tuple[str, int], threading.Thread] = {}
         """By the claim that a kill ended."""
         self._closed = threading.Event()
@@ -57,8 +98,15 @@ class Nemesis:
             watcher.join()
         self._engine.dispose()
 
-    def strike(self, kill: Callable[[], None]) -> bool:
-        """Wait until some jobs have ended, then for the next moment, and kill.
+    def strike(
+        self, kill: Callable[[], None], heal: Callable[[], None], *, outlived: bool = False
+    ) -> bool:
+        """Wait until some jobs have ended, then for the next moment, kill, and heal.
+
+        Args:
+            kill: what kills.
+            heal: returns once a worker is ready.
+            outlived: whether the worker lives on, and gives its job back by itself.
 
         Returns:
             False, without a kill, once no job is left.
@@ -69,15 +117,21 @@ class Nemesis:
         if not self._wait_until(moment):
             return False
         time.sleep(self._rng.uniform(0.0, longest))
+        held = self._running()
         kill()
-        killed_at = time.monotonic()
+        strike = Strike(time.monotonic())
+        if outlived:
+            strike.ready_at = strike.killed_at
         self.kills += 1
-        met = self._running()
-        self.hits += bool(met)
-        for claim in met.difference(self._watchers):
-            watcher = threading.Thread(target=self._watch, args=(*claim, killed_at))
+        met = self._given_back(held) if outlived else self._running()
+        new = met.difference(self._watchers)
+        self.hits += bool(new)
+        for claim in new:
+            watcher = threading.Thread(target=self._watch, args=(*claim, strike))
             self._watchers[claim] = watcher
             watcher.start()
+        heal()
+        strike.ready_at = min(strike.ready_at, time.monotonic())
         self._enough = self._count(ENDED) + JOBS_BETWEEN
         return True
 
@@ -85,18 +139,28 @@ class Nemesis:
         """Wait until no job is left."""
         assert not self._wait_until(lambda: False)
 
-    def _running(self) -> set[tuple[str, int]]:
-        """Ids of all jobs that are running, with the number of the claim."""
+    def _running(self) -> Claims:
         found = self._ask_all(select(Job.id, Job.epoch).where(RUNNING))
         return {(row.id, row.epoch) for row in found}
 
-    def _watch(self, job_id: str, epoch: int, killed_at: float) -> None:
+    def _given_back(self, held: Claims) -> Claims:
+        """Wait until none of these claims holds any more; return those that did not end a job."""
+        self._wait_until(lambda: not held & self._running())
+        ended = {row.id for row in self._ask_all(select(Job.id).where(ENDED))}
+        return {claim for claim in held if claim[0] not in ended}
+
+    def _watch(self, job_id: str, epoch: int, strike: Strike) -> None:
         """Wait for the next claim of a job, or its end without one: nobody wants it any more."""
         question = select(Job.epoch, Job.status).where(Job.id == job_id)
+        waited, looked_at = 0.0, strike.killed_at
         while not self._closed.wait(POLL_SECONDS):
             (job,) = self._ask_all(question)
+            is_held = job.epoch == epoch and job.status == "running"
+            before, looked_at = max(looked_at, strike.ready_at), time.monotonic()
+            if job.epoch > epoch or is_held or not self._running().difference(self._watchers):
+                waited += max(0.0, looked_at - before)
             if job.epoch > epoch:
-                self.recoveries.append(time.monotonic() - killed_at)
+                self.recoveries.append(Recovery(looked_at - strike.killed_at, waited))
                 return
             if job.status in JOB_TERMINAL:
                 return

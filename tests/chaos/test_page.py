@@ -61,6 +61,41 @@ def test_the_longest_and_percentiles_are_not_added_up() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("cell", "counts", "told"),
+    [
+        ("T1_sqlite", {"late_recoveries": 2, "recoveries": 20}, "0.05 | 0.05 | 10 | kept |"),
+        ("T1_sqlite", {"late_recoveries": 3, "recoveries": 20}, "0.05 | 0.075 | 10 | **not kept**"),
+        (
+            "T4_postgres",
+            {"post_p99_ms_without_broker": 30.0, "post_p99_ms_with_broker": 20.0},
+            "1.2 | 1.25 | 10 | **not kept** |",
+        ),
+        ("T5_postgres", {"longest_return_seconds": 9.5}, "10 | 9.5 | 10 | kept |"),
+        ("T5_postgres", {}, "10 | 1 | 5 | kept |"),
+    ],
+)
+def test_promises_are_held_against_the_portions_that_measured_them(
+    cell: str, counts: dict[str, float], told: str
+) -> None:
+    quiet = {
+        "T1_sqlite": {"late_recoveries": 0, "recoveries": 20},
+        "T4_postgres": {"post_p99_ms_without_broker": 20.0, "post_p99_ms_with_broker": 20.0},
+        "T5_postgres": {"longest_return_seconds": 1.0},
+    }
+    lost = portion(passed=False, **quiet[cell])
+    found = summary(
+        cell, 20, [portion(recoveries=9), lost, portion(**quiet[cell]), portion(**counts)]
+    )
+    assert told in page([found], {})
+
+
+def test_what_was_not_measured_is_not_kept() -> None:
+    told = page([summary("T7_sqlite", 10, [portion(drains=5)]), summary("T3_sqlite", 10, [])], {})
+    assert "| T7_sqlite | seconds until a service has ended | 60 | - | 0 | not measured |" in told
+    assert told.count("T3_sqlite") == 1, "nothing but its row"
+
+
 def test_a_clone_adds_what_only_it_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known, new = portion(requests=3), portion(requests=4) | {"first": 15}
     bare = {key: value for key, value in known.items() if key != "machine"}

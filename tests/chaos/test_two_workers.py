@@ -6,7 +6,6 @@ The intervals are those that are shipped, so this takes minutes: a lease of 60 s
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import time
@@ -15,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
@@ -25,7 +23,7 @@ from app.store import clock
 from app.store.bucket import Bucket
 from app.store.tables import Job
 from tests.chaos.checker import check, settle
-from tests.chaos.nemesis import WORKING, Nemesis
+from tests.chaos.nemesis import WORKING, Nemesis, kill_tree
 from tests.chaos.sizes import first, measured, strikes
 from tests.chaos.world import World
 from tests.e2e.client import Client
@@ -143,14 +141,6 @@ class Site:
             return self.strike()
         assert owner not in {by for _, by in again}
         return max(at for at, _ in again) - killed_at
-
-
-def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and all below it, as when their machine loses power."""
-    process = psutil.Process(pid)
-    for each in (process, *process.children(recursive=True)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(each.pid, signal.SIGKILL)
 
 
 @pytest.fixture
