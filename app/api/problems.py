@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from .. import correlation
+from ..store import session
 from ..store.errors import (
     BadRequest,
     Conflict,
@@ -181,8 +182,9 @@ async def _http_exception(http_request: Request, error: Exception) -> Response:
 async def _database_error(http_request: Request, error: Exception) -> Response:
     """Say no word on what was changed: what got lost may be the answer of a commit."""
     log.error("database_error", error=type(error).__name__)
-    if "disk is full" in str(error):
-        return response(http_request, InsufficientStorage(detail="The database's disk is full."))
+    if session.is_full(error):
+        full = Unavailable(detail="The database's disk is full.", headers={"Retry-After": "60"})
+        return response(http_request, full)
     detail = "The database does not answer, or takes no changes now."
     return response(http_request, Unavailable(detail=detail, headers={"Retry-After": "5"}))
 

@@ -27,6 +27,8 @@ from . import isolation
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 BUSY_MILLISECONDS = 30_000
+DISK_FULL = "53100"
+"""Of PostgreSQL's SQLSTATE."""
 PROBE_MILLISECONDS = 250
 """How long a look at the database waits for the writers before it, twice at most."""
 POSTGRES_OPTIONS = (
@@ -142,9 +144,15 @@ def _try_sqlite() -> None:
         turn.end()
 
 
-def _code(error: OperationalError) -> int:
+def is_full(error: Exception) -> bool:
+    """Whether it says that the database's disk has no room."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return state == DISK_FULL or _code(error) == sqlite3.SQLITE_FULL
+
+
+def _code(error: Exception) -> int:
     """The primary code of an error of SQLite."""
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF
 
 
 def at_head() -> bool:

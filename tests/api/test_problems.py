@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
+import sqlite3
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
+from psycopg.errors import DiskFull
 from sqlalchemy import event
 from sqlalchemy.exc import InterfaceError, InternalError, NotSupportedError, OperationalError
 from sqlalchemy.orm import Session
@@ -77,6 +80,27 @@ def test_no_answer_before_the_commit(tenant: Tenant, model_id: str, failing_comm
     assert "nothing" not in problem["detail"], "the commit may have come through"
     assert_problem(tenant.forget(model_id), 503, "database_unavailable")
     assert not bell.nudged.is_set()
+
+
+def sqlite_full() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+@pytest.mark.parametrize(
+    "said", [sqlite_full(), DiskFull("could not extend file: No space left on device")]
+)
+def test_a_full_disk_of_the_database_is_named(
+    tenant: Tenant, model_id: str, said: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Mock(side_effect=OperationalError("insert", {}, said))
+    monkeypatch.setattr(Session, "commit", full)
+    monkeypatch.setattr(Session, "flush", full)
+    answer = tenant.forget(model_id)
+    problem = assert_problem(answer, 503, "database_unavailable")
+    assert problem["detail"] == "The database's disk is full."
+    assert answer.headers["retry-after"] == "60"
 
 
 def test_dispatcher_is_nudged_after_the_commit(tenant: Tenant) -> None:

@@ -37,6 +37,7 @@ KILLS = "tests/chaos/test_kills.py"
 OUTAGES = "tests/chaos/test_outages.py"
 BROKER = "tests/chaos/test_broker.py::test_it_dies_forgets_and_falls_silent"
 DISKS = "tests/chaos/test_full_disk.py::test_uploads_and_jobs_wait_for_room"
+VOLUMES = "tests/chaos/test_full_disk.py::test_a_full_database_refuses_requests"
 FAILPOINTS = "tests/chaos/test_failpoints.py::test_a_death_at_every_place"
 MESSAGES = "tests/chaos/test_messages.py::test_no_message_has_an_effect"
 DRAINS = "tests/chaos/test_drain.py"
@@ -80,6 +81,7 @@ CELLS: dict[str, Cell] = {
     "T7_postgres": Cell((f"{DRAINS}::test_the_celery_worker_gives_its_job_back",), 50, 5),
     **{f"T8_{on}": Cell((f"{MESSAGES}[{on}]",), 10, 2) for on in BOTH},
     **{f"T10_{on}": Cell((f"{DISKS}[{on}]",)) for on in BOTH},
+    **{f"T10_volume_{on}": Cell((f"{VOLUMES}[{on}]",)) for on in BOTH},
     "F6_postgres": Cell((TWO_WORKERS,), 3),
     "T11_sqlite": Cell((f"{CALLS}[sqlite]", BLOBS)),
     "T11_postgres": Cell((f"{CALLS}[postgres]",)),
@@ -105,7 +107,7 @@ def main() -> None:
     chosen = [name for name in CELLS if name.startswith(given.only)]
     if given.list:
         for name in chosen:
-            print(f"{name:14}{done(name):>8} of {CELLS[name].asked}")
+            print(f"{name:22}{done(name):>8} of {CELLS[name].asked}")
         return
     if given.join:
         for name in chosen:

@@ -25,7 +25,7 @@ WHAT = {
     "T6": "workers frozen beyond their lease",
     "T7": "the service ended in the middle of a long job",
     "T8": "messages doubled, forged, malformed, pickled",
-    "T10": "disks without room",
+    "T10": "disks without room; as `volume` that of the database",
     "F6": "one of two workers killed, with a bucket and leases as shipped",
     "T11": "each call to the database, and on SQLite each call to the blobs, fails once",
     "T12": "simulated schedules",
