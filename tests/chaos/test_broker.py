@@ -1,4 +1,8 @@
-"""Redis dies, forgets everything and falls silent (T4): requests are taken, and none is lost."""
+"""Redis dies, forgets everything and falls silent (T4): requests are taken, and none is lost.
+
+How long the API takes for them is told, and held against the promise in all portions at once: a few
+answers on a busy machine say little of it. A call that waited for the broker is seen at once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import pytest
 import redis
@@ -21,6 +26,9 @@ from tests.e2e.stack import free_port
 pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(36_000)]
 
 
+PATIENCE_MS = 500.0
+"""Shorter than any time limit of a call to the broker."""
+WAITED = "requests wait for the broker"
 POSTS = 10
 """Requests whose answers are timed before a broker goes, and as many while it is away."""
 
@@ -45,9 +53,9 @@ class Broker:
     def die(self, rig: Rig) -> None:
         """Be killed; be back after the next request."""
         pid = self._pid
-        self.ask(rig, "with")
+        usual = self.ask(rig, "with")
         os.kill(pid, signal.SIGKILL)
-        self.ask(rig, "without")
+        assert self.ask(rig, "without") < usual + PATIENCE_MS, WAITED
         self._server.terminate()
         self._server = self._started()
 
@@ -60,20 +68,21 @@ class Broker:
     def fall_silent(self, rig: Rig) -> None:
         """Take connections for a while, and answer none."""
         pid = self._pid
-        self.ask(rig, "with")
+        usual = self.ask(rig, "with")
         os.kill(pid, signal.SIGSTOP)
         try:
-            self.ask(rig, "without")
+            assert self.ask(rig, "without") < usual + PATIENCE_MS, WAITED
             time.sleep(30.0 if is_full() else 3.0)
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    def ask(self, rig: Rig, how: str) -> None:
-        """Post requests, one after the other, and time the answers."""
+    def ask(self, rig: Rig, how: str) -> float:
+        """Post requests, one after the other, and time the answers; return their median."""
         for _ in range(POSTS):
             started = time.perf_counter()
             rig.world.ask(1)
             self.answers[how].append(1000 * (time.perf_counter() - started))
+        return median(self.answers[how][-POSTS:])
 
     def told(self) -> dict[str, float]:
         """How many answers were timed, and how long they took."""
