@@ -54,7 +54,8 @@ docs: $(VENV)/.run  ## write docs/catalogue.md again from what is registered
 	@page=$$($(BIN)/python -m core.catalogue) && printf '%s\n' "$$page" > docs/catalogue.md
 
 chaos: $(VENV)/.dev  ## kill workers and services in the middle of jobs; minutes
-	@$(BIN)/python -m pytest -m chaos -n 2 --timeout 3600 tests/chaos $(ARGS)
+	@$(BIN)/python -m pytest -m chaos -n 2 --dist worksteal --timeout 3600 \
+	  tests/chaos tests/store/test_nth_call.py tests/worker/test_failpoints.py $(ARGS)
 
 chaos-full: $(VENV)/.dev  ## every fault in its full number, resumable; hours
 	@$(BIN)/python -m tests.chaos.full $(ARGS)

@@ -43,7 +43,7 @@ def test_the_celery_worker_gives_its_job_back(
 
 def interrupt(stack: Embedded | Distributed, url: str, name: str) -> None:
     """Stop the service while a job trains, again and again; look at what is left, and go on."""
-    drains, rng = strikes(few=2), random.Random(0)
+    drains, rng = strikes(few=1), random.Random(0)
     engine, nemesis = create_engine(url), Nemesis(url, rng)
     reached = longest = 0.0
     try:

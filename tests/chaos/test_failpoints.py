@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(36_000)]
 
 
 def test_a_death_at_every_place(quick_rig: Rig) -> None:
-    rig, counts, deaths = quick_rig, {"requests": 0}, range(first(), first() + strikes(few=5))
+    rig, counts, deaths = quick_rig, {"requests": 0}, range(first(), first() + strikes(few=3))
     for number in deaths:
         place = ORDER[number % len(ORDER)]
         print(f"death at {place}", flush=True)

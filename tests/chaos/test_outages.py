@@ -36,7 +36,7 @@ POST_SECONDS = 0.5
 
 def test_the_api_killed(rig: Rig) -> None:
     """T3: every answer that was given is kept, and what is sent again exists once."""
-    rng, kills = random.Random(first()), strikes(few=3)
+    rng, kills = random.Random(first()), strikes(few=2)
     rig.world.most = 1
     for _ in range(kills):
         mended = rig.mended
@@ -54,7 +54,7 @@ def test_the_api_killed(rig: Rig) -> None:
 
 def test_frozen_workers(rig: Rig) -> None:
     """T6: a worker that stands still beyond its lease changes nothing when it goes on."""
-    counts, zombies = {"requests": 0}, strikes(few=2)
+    counts, zombies = {"requests": 0}, strikes(few=1)
     for _ in range(zombies):
         rig.stack.configure(failpoint="worker.in_training=stop")
         rig.stack.start_worker("zombie")
@@ -83,7 +83,7 @@ def wait_until_stopped(pid: int) -> None:
 
 def test_the_database_is_stopped_at_once(tmp_path: Path, redis_url: str) -> None:
     """T5: an immediate stop under load; jobs go on, every answer was kept, and all is soon back."""
-    stops, answered, back = strikes(few=2), Counter[int](), []
+    stops, answered, back = strikes(few=1), Counter[int](), []
     with (
         own_postgres(durable=True) as url,
         Restartable(url) as server,
