@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -322,6 +323,19 @@ def test_a_damaged_blob_is_told_and_not_laundered(
         assert not [file for file in copied if file.is_file()]
     finally:
         sessions.configure(None)
+
+
+def test_a_damaged_file_of_a_folder_is_told_and_not_laundered(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = f"ten_1/uploads/{hashlib.sha256(b'whole').hexdigest()}-1"
+    with transaction() as session:
+        session.execute(update(tables.Dataset).values(blob=key))
+    write_bytes()  # its key, which is something else
+    folder = small.with_name("next")
+    assert backup.main(["create", str(folder)]) == 1
+    assert f"damaged there: {key}" in capsys.readouterr().err
+    assert not [file for file in (folder / "blobs").rglob("*") if file.is_file()]
 
 
 def test_a_missing_blob_is_told(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.logs import scrubbed
 from app.store import jobs
-from app.store.blobs import BlobMissing, StorageAway
+from app.store.blobs import BlobDamaged, BlobMissing, StorageAway
 from app.store.failpoints import failpoint
 from app.store.jobs import Claim, Renewal
 from app.store.session import settings, transaction
@@ -56,7 +56,13 @@ LITTLE_BYTES = 64 * 2**20
 TRAINING = frozenset({"training", "unlearning"})
 """Phases in which a network learns."""
 
-MISSING = "Bytes that the job needs are not in the storage."
+UNUSABLE: dict[type[Exception], tuple[str, str]] = {
+    BlobMissing: ("blob_missing", "Bytes that the job needs are not in the storage."),
+    BlobDamaged: (
+        "blob_damaged",
+        "Bytes that the job needs are not what was stored: their SHA-256 is another.",
+    ),
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -105,9 +111,10 @@ def attempt(claim: Claim, runner: Runner, here: Station) -> Ending:
     except OverLimit as over:
         _log.warning("runner_over_limit", code=over.code, reason=over.reason)
         event = Failed(event="failed", code=over.code, detail=over.reason, retryable=False)
-    except BlobMissing as error:
-        _log.error("blob_missing", key=str(error))
-        return partial(jobs.fail, claim=claim, code="blob_missing", detail=MISSING, retryable=True)
+    except (BlobMissing, BlobDamaged) as error:
+        code, detail = UNUSABLE[type(error)]
+        _log.error(code, key=str(error))
+        return partial(jobs.fail, claim=claim, code=code, detail=detail, retryable=True)
     except (StorageAway, OSError) as error:
         return _wait_for_storage(claim, error)
     if event.code == "storage_full" and _is_full(runner.out):

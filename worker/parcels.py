@@ -9,6 +9,7 @@ import errno
 import shutil
 import stat
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ def fetch(order: dict[str, Any], inbox: Path) -> dict[str, Any]:
 
     Raises:
         BlobMissing: if a blob is missing.
+        BlobDamaged: if one is not what was stored; each is read once to find that out.
     """
     inbox.mkdir(mode=0o700, exist_ok=True)
+    fetch_once = cache(lambda key: str(blobs().fetch(key, inbox)))
 
     def local(value: Any) -> Any:
         if isinstance(value, Wanted):
-            return str(blobs().fetch(str(value), inbox))
+            return fetch_once(str(value))
         return [local(each) for each in value] if isinstance(value, list) else value
 
     return {name: local(value) for name, value in order.items()}
@@ -100,9 +103,13 @@ def _link(source: str, target: Path) -> str:
 
 
 def adopt(claim: Claim, file: Path) -> str:
-    """Move a file under a key that carries the attempt's epoch: no other attempt writes there."""
-    key = f"{claim.job.tenant_id}/jobs/{claim.job.id}/e{claim.epoch}/{file.name}"
-    blobs().adopt(plain(file), key)
+    """Move a file under a key that carries its SHA-256 and the attempt's epoch.
+
+    No other attempt writes there.
+    """
+    name = f"{digest(plain(file))}-{file.name}"
+    key = f"{claim.job.tenant_id}/jobs/{claim.job.id}/e{claim.epoch}/{name}"
+    blobs().adopt(file, key)
     return key
 
 

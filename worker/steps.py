@@ -17,7 +17,7 @@ import structlog
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app.store import jobs, situations
-from app.store.blobs import BlobMissing, blobs, digest
+from app.store.blobs import BlobDamaged, BlobMissing, blobs, digest
 from app.store.failpoints import failpoint
 from app.store.jobs import Claim
 from app.store.session import settings, transaction
@@ -101,6 +101,7 @@ def order(claim: Claim, out: Path) -> dict[str, Any]:
 
     Raises:
         BlobMissing: if a blob that a row names is missing.
+        BlobDamaged: if one is not what was stored.
     """
     make = {
         "ingest": _ingest,
@@ -181,7 +182,7 @@ def _intact(blob: str | None, announced: str | None, inbox: Path) -> str | None:
         found = blobs().fetch(blob, inbox)
         if digest(found) == announced:
             return str(found)
-    except BlobMissing:
+    except (BlobMissing, BlobDamaged):
         pass
     _log.warning("checkpoint_unusable")
     return None

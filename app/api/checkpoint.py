@@ -45,7 +45,10 @@ class Slice(Response):
 
 
 def serve(http_request: Request, key: str, *, digest: str, name: str) -> Response:
-    """Answer a GET or HEAD of an immutable blob with SHA-256 ``digest`` (hex)."""
+    """Answer a GET or HEAD of an immutable blob with SHA-256 ``digest`` (hex).
+
+    The bytes are not compared with it before they go out; ``Repr-Digest`` is for whoever gets them.
+    """
     etag = f'"{digest}"'
     headers = {
         "ETag": etag,

@@ -30,7 +30,7 @@ from ..store.keys import Caller
 from ..store.session import reading, settings
 from ..store.status import ModelStatus
 from . import examples, fit, versions
-from .adoption import ATTACHED
+from .adoption import attached_key
 from .creation import Register, create
 from .deps import ReadSession, requires, writing
 from .idempotency import Answer, OptionalOnce
@@ -318,7 +318,7 @@ def _create(
         num_parameters=network.num_parameters,
         blob=blob,
         meta=wanted.metadata,
-        importance_blob=None if upload.attached is None else blob + ATTACHED,
+        importance_blob=None if upload.attached is None else attached_key(blob, upload.attached),
         upload_format=kind,
     )
     return Answer(201, shape(session, row), {"Location": f"/models/{row.id}"})

@@ -1,6 +1,7 @@
 """Bytes under keys that only this service makes: in a local folder, or in an S3-compatible bucket.
 
-A key is written once, by one upload or one attempt of a job, and begins with its tenant's id.
+A key is written once, by one upload or one attempt of a job, and begins with its tenant's id. Its
+last part begins with the SHA-256 of the bytes, so that what is read can be compared with it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ CHUNK_BYTES = 2**18
 OWNER = "owner"
 """Key of the bytes that name the database whose rows name all others; it is listed nowhere."""
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+# What came along with an upload may lie under the digest of that, followed by a suffix.
+_NAMED = re.compile(r"(?:.*/)?([0-9a-f]{64})-[^/]*(?<!\.attached)")
 
 
 class StorageAway(Unavailable):
@@ -38,12 +41,16 @@ class BlobMissing(FileNotFoundError):
     """There are no bytes under a key; its words are the key."""
 
 
+class BlobDamaged(Exception):
+    """The bytes under a key are not those that were stored; its words are the key."""
+
+
 class Opened(Protocol):
     """Bytes that can be read in ranges, until the end of its ``with`` block."""
 
     size: int
     digest: str | None
-    """SHA-256 that the store keeps with the bytes, in hex; None where it keeps none."""
+    """SHA-256 that the bytes should have, in hex; None where it is not known."""
 
     def __enter__(self) -> Self:
         """Return this."""
@@ -63,7 +70,8 @@ class Opened(Protocol):
 class Blobs(ABC):
     """What every store does, with private scratch on the local disk.
 
-    Its errors are ``StorageAway`` and ``BlobMissing``; a full disk is an ``OSError`` (``ENOSPC``).
+    Its errors are ``StorageAway``, ``BlobMissing`` and ``BlobDamaged``; a full disk is an
+    ``OSError`` (``ENOSPC``).
 
     Args:
         root: the data folder; ``scratch`` is made inside.
@@ -92,12 +100,15 @@ class Blobs(ABC):
     def fetch(self, key: str, folder: Path) -> Path:
         """Return a local file that holds the bytes of ``key``, for reading only.
 
+        They are read once to compare them with their SHA-256, where that is known.
+
         Args:
             key: whose bytes.
             folder: an existing folder, for stores that have to make a copy.
 
         Raises:
             BlobMissing: if there are none.
+            BlobDamaged: if they are not what was stored.
         """
 
     @abstractmethod
@@ -164,12 +175,14 @@ class Folder(Blobs):
         path = self.path(key)
         if not path.is_file():
             raise BlobMissing(key)
+        if named_digest(key) not in (None, digest(path)):
+            raise BlobDamaged(key)
         return path
 
     def open(self, key: str) -> Opened:
         """Open the file."""
         try:
-            return _File(self.path(key).open("rb"))
+            return _File(self.path(key).open("rb"), named_digest(key))
         except FileNotFoundError:
             raise BlobMissing(key) from None
 
@@ -206,9 +219,9 @@ class Folder(Blobs):
 class _File:
     """An open file of a folder; it can be read to its end even if it is removed meanwhile."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, digest: str | None) -> None:
         self._file = file
-        self.digest: str | None = None
+        self.digest = digest
         self.size = os.fstat(file.fileno()).st_size
 
     def __enter__(self) -> Self:
@@ -243,6 +256,16 @@ def parts(key: str) -> list[str]:
     if not all(_PART.fullmatch(part) for part in found):
         raise ValueError("not a blob key")
     return found
+
+
+def named_digest(key: str) -> str | None:
+    """Return the SHA-256 in hex that a key says its bytes have; None if it says none.
+
+    >>> named_digest(f"ten_1/uploads/{64 * 'a'}-01K") == 64 * "a"
+    True
+    """
+    found = _NAMED.fullmatch(key)
+    return None if found is None else found[1]
 
 
 def digest(path: Path) -> str:

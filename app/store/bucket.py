@@ -23,7 +23,7 @@ from obstore.store import S3Store
 
 from app.settings import Settings
 
-from .blobs import OWNER, BlobMissing, Blobs, Opened, StorageAway, digest, parts
+from .blobs import OWNER, BlobDamaged, BlobMissing, Blobs, Opened, StorageAway, digest, parts
 
 PART_BYTES = 8 * 2**20
 """Size of one part of an upload, and of one read; larger files go up in parts."""
@@ -82,8 +82,7 @@ class Bucket(Blobs):
                 file.write(chunk)
         if opened.digest not in (None, hasher.hexdigest()):
             draft.unlink()
-            _log.error("blob_damaged", key=key)
-            raise StorageAway(detail="The storage returned other bytes than were stored.")
+            raise BlobDamaged(key)
         return draft.rename(target)
 
     def open(self, key: str) -> Opened:

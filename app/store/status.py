@@ -35,9 +35,9 @@ EVIDENCE_KINDS = ("audit", "oracle", "bank")
 """Jobs that change no model and serve no request: they gather evidence."""
 
 BLAMELESS = (
-    *("blob_missing", "device_unavailable", "gpu_out_of_memory", "internal", "out_of_memory"),
-    *("out_of_time", "output_too_large", "runner_died", "storage_full", "training_process_died"),
-    "worker_lost",
+    *("blob_damaged", "blob_missing", "device_unavailable", "gpu_out_of_memory", "internal"),
+    *("out_of_memory", "out_of_time", "output_too_large", "runner_died", "storage_full"),
+    *("training_process_died", "worker_lost"),
 )
 """Codes of failures that say nothing against the upload that was being read or checked."""
 

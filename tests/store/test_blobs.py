@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings import Settings
-from app.store.blobs import BlobMissing, Blobs, Folder, StorageAway
+from app.store.blobs import BlobDamaged, BlobMissing, Blobs, Folder, StorageAway
 from app.store.bucket import PART_BYTES, Bucket, _connect
 
 KEY = "ten_1/uploads/u-1.bin"
@@ -168,9 +168,29 @@ def test_other_bytes_than_were_stored_are_refused(bucket: Bucket) -> None:
         bucket._store, KEY, b"abd", attributes={"sha256": hashlib.sha256(b"abc").hexdigest()}
     )
     inbox = bucket.scratch()
-    with pytest.raises(StorageAway, match="other bytes"):
+    with pytest.raises(BlobDamaged, match=KEY):
         bucket.fetch(KEY, inbox)
     assert list(inbox.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "is_compared"), [("-01K", True), ("-m.safetensors", True), ("-01K.attached", False)]
+)
+def test_a_file_of_a_folder_is_compared_with_the_digest_in_its_key(
+    tmp_path: Path, after: str, is_compared: bool
+) -> None:
+    folder, sha256 = Folder(tmp_path), hashlib.sha256(b"abc").hexdigest()
+    key = f"ten_1/uploads/{sha256}{after}"
+    adopt(folder, b"abc", key)
+    assert folder.fetch(key, folder.scratch()).read_bytes() == b"abc"
+    folder.path(key).write_bytes(b"abd")
+    with folder.open(key) as opened:
+        assert opened.digest == (sha256 if is_compared else None)
+    if is_compared:
+        with pytest.raises(BlobDamaged, match=key):
+            folder.fetch(key, folder.scratch())
+    else:
+        folder.fetch(key, folder.scratch())
 
 
 def test_a_bucket_that_is_away_is_named(s3_settings: dict[str, Any], tmp_path: Path) -> None:

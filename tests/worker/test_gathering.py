@@ -295,9 +295,10 @@ def test_a_checkpoint_that_does_not_fit_is_said_in_the_log(
     job = start_training(tenant, model_id, here, monkeypatch)
     with transaction() as session:
         changed = session.get_one(tables.Job, (tenant, job.id))
-        path = blobs().path(str(changed.checkpoint_blob))
-        path.write_bytes(b"no tensors")
+        (path := here.home.path / "unfit").write_bytes(b"no tensors")
+        changed.checkpoint_blob = f"{tenant}/jobs/{job.id}/unfit"
         changed.checkpoint_digest = digest(path)
+        blobs().adopt(path, changed.checkpoint_blob)
         changed.options = OPTIONS
     with capture_logs() as logs:
         assert done(tenant, job.id).status == "succeeded"

@@ -125,7 +125,8 @@ def fail(session: Session, claim: Claim, code: str, detail: str, retryable: bool
         code: what went wrong.
         detail: the same for people, without personal data.
         retryable: whether another attempt may end better, because the runner died or bytes were
-            missing; after ``max_runner_deaths`` of them the job fails with the last one's code.
+            missing or damaged; after ``max_runner_deaths`` of them the job fails with the last
+            one's code.
 
     Returns:
         The state of the job now: ``queued``, ``failed`` or, if that was asked, ``cancelled``.
