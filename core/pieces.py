@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from . import batchnorm
 
 Result = TypeVar("Result")
 
@@ -49,3 +53,65 @@ class Pieces:
             if batch[0].is_cuda:
                 torch.cuda.empty_cache()
         return found
+
+
+class Sparing:
+    """Takes gradients with the model's forward passes in pieces, once the memory did not suffice.
+
+    What the backward pass needs of a piece is computed anew then, so that no more than one piece's
+    is held, for the price of a second forward pass. The loss sees whole batches: whatever it does
+    with them, the gradients are those of the whole.
+
+    Args:
+        model: whose records do not meet while batch norm is on its running statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.pieces = 1
+
+    def run(self, work: Callable[..., Result], *given: object) -> Result:
+        """Return what ``work(*given)`` makes; where memory is short it is called again.
+
+        Args:
+            work: starts from no gradients, and leaves nothing else behind when it raises.
+            given: its arguments.
+
+        Raises:
+            torch.OutOfMemoryError: if a sixteenth of a batch is too much, or a whole one where
+                batch norm normalises by the batch.
+        """
+        while True:
+            self._model.zero_grad(set_to_none=True)
+            try:
+                with self.split():
+                    return work(*given)
+            except torch.OutOfMemoryError:
+                if self.pieces >= MOST_PIECES or batchnorm.learns(self._model):
+                    raise
+            # Here, for what is being handled holds on to the memory of the pass.
+            self.pieces *= 2
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+    @contextmanager
+    def split(self) -> Iterator[None]:
+        """Have passes in training mode go in as many pieces as were needed so far."""
+        if self.pieces == 1:
+            yield
+            return
+        model = self._model
+        whole: Callable[[Tensor], Tensor] = model.forward
+
+        def forward(x: Tensor) -> Tensor:
+            # Looks in eval mode hold no activations, and may measure batch norm anew.
+            if not model.training:
+                return whole(x)
+            parts = x.tensor_split(min(self.pieces, max(1, len(x))))
+            return torch.cat([checkpoint(whole, part, use_reentrant=False) for part in parts])
+
+        model.forward = forward
+        try:
+            yield
+        finally:
+            del model.forward

@@ -22,6 +22,7 @@ from ..data import Records, num_batches
 from ..determinism import generator
 from ..device import autocast
 from ..errors import MissingEvidence
+from ..pieces import Sparing
 from ..problem import Problem
 from ..recipe import SGD
 from ..smallmaps import dense_small_maps
@@ -106,7 +107,8 @@ def descend(
 
     Args:
         problem: what to unlearn.
-        gradients: called once a step with zeroed gradients.
+        gradients: called once a step with zeroed gradients, and again, on the same weights, where
+            the memory did not suffice; the model then goes through its batches in pieces.
         plan: how many steps of which size.
         forget: instead of the problem's, with other labels for instance.
         retain: instead of the problem's, a part of it for instance.
@@ -117,6 +119,7 @@ def descend(
         InvalidInput: ``retain_set_too_small`` or ``recipe_invalid`` if batch norm, where it is to
             follow the batches, would meet single records.
         Diverged: if a loss is not finite, or exploded.
+        torch.OutOfMemoryError: as ``Sparing.run``.
     """
     model, device = problem.model.to(problem.device), problem.device
     problem.keep_masks(model)
@@ -138,6 +141,7 @@ def descend(
     monitor = Monitor(_scaled(problem, 0.98), total, problem.num_classes)
     streams = _stream(problem, forget, 0), _stream(problem, retain, 1)
     idle = _stream(problem, None, 0)
+    sparing = Sparing(model)
     model.train()
     if device.type == "cuda" and forget.images.ndim == 4:
         model.to(memory_format=torch.channels_last)
@@ -150,9 +154,7 @@ def descend(
                 is_forget = step % every < turn
                 of_forget, of_retain = (of_forget, idle) if is_forget else (idle, of_retain)
             pair = Pair(step=step, of=total, forget=next(of_forget), retain=next(of_retain))
-            optimizer.zero_grad(set_to_none=True)
-            with autocast(device, precision(problem)):
-                loss = gradients(pair)
+            loss = sparing.run(_gradients, problem, gradients, pair)
             if plan.clip is not None:
                 mask_gradients(problem)
                 nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
@@ -161,7 +163,8 @@ def descend(
             if parent is not None and plan.movable is not None:
                 _restore(model, parent, plan.movable)
             if after_step is not None:
-                after_step(pair)
+                with sparing.split():
+                    after_step(pair)
             monitor.tick(loss.detach())
             if watch.enough(step + 1):
                 break
@@ -170,6 +173,11 @@ def descend(
     settle_at_last(problem, model)
     problem.progress(1.0, {})
     return model
+
+
+def _gradients(problem: Problem, gradients: Gradients, pair: Pair) -> Tensor:
+    with autocast(problem.device, precision(problem)):
+        return gradients(pair)
 
 
 @torch.no_grad()

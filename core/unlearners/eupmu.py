@@ -125,12 +125,15 @@ class _Steps:
         self._retain = torch.zeros(())
         self._start: list[Tensor] = []
         self._mean: Tensor | None = None
+        self._compared = -1
+        """The last step that ``_mean`` knows: where memory is short, one is taken twice."""
 
     def gradients(self, pair: Pair) -> Tensor:
         """Set the gradient of (forget + multiplier * retain) / (1 + multiplier)."""
         retain = self._scaled(self._losses.retain(pair))
-        if self._config.fast:
+        if self._config.fast and pair.step != self._compared:
             self._compare(retain.detach())
+            self._compared = pair.step
         of_forget = 1 / (1 + self._dual.value)
         of_retain = self._dual.value * of_forget
         forget = self._scaled(self._losses.forget(pair))
