@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
 from pathlib import Path
@@ -152,3 +153,17 @@ def test_the_longest_header_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(packed(json.dumps({"w": entry()}).encode().ljust(MAX_HEADER)))
     assert len(read_header(path).tensors) == 1
+
+
+def test_the_garbage_collector_goes_on_whatever_was_found(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(InvalidInput):
+        read_header(tmp_path / "empty")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(InvalidInput):
+            read_header(tmp_path / "empty")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
