@@ -3,7 +3,8 @@
 The API runs alone, because the file only looks like parquet: the runner would refuse it later.
 The client is a process of its own that sends the file with ``sendfile``. Copy-and-hash reads the
 same file in chunks of 1 MiB, hashes and writes them, and flushes at the end, as the API does.
-Rounds alternate. A resumable upload is one PATCH; three of them at once are counted together. For
+Rounds alternate. Meanwhile ``/healthz`` is asked 20 times a second, and each call counts from the
+moment it was due. A resumable upload is one PATCH; three of them at once are counted together. For
 the kills the API is killed with SIGKILL in the middle of a PATCH and started again, ten times; what
 had to be sent again is what the ledger did not hold. Everything is removed afterwards.
 
@@ -21,16 +22,19 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from app.api.appending import CHECKPOINT_BYTES
 from benchmarks.hardware import parser
 from benchmarks.launch import Place, Running, api_alone, embedded
-from benchmarks.tables import Row, median, write
+from benchmarks.tables import Row, median, quantile, write
 
 ROUNDS = 3
 PARALLEL = 3
@@ -38,6 +42,18 @@ KILLS = 10
 MIB = 2**20
 MAGIC = b"PAR1"
 ALLOWED_GROWTH = 64 * MIB
+HEALTH_P99 = 0.100
+HEALTH_EVERY = 0.05
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of the API while files were sent to it."""
+
+    growth: int
+    """Of its resident memory, in bytes."""
+    health: list[float]
+    """Seconds until each answer of ``/healthz``."""
 
 
 def main() -> None:
@@ -48,7 +64,7 @@ def main() -> None:
     options = arguments.parse_args()
     copying: list[float] = []
     sending: list[float] = []
-    growth: dict[str, int] = {}
+    seen: dict[str, list[Watched]] = {}
     pieces: dict[int, list[float]] = {1: [], PARALLEL: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,19 +76,18 @@ def main() -> None:
         large = _file(folder / "large", options.mib)
         small = _file(folder / "small", options.mib // 4)
         with api_alone(place) as running:
-            growth[f"{options.mib // 4} MiB"] = _grown(running, small)[1]
+            seen[f"{options.mib // 4} MiB"] = [_raw(running, small)[1]]
         for _ in range(options.rounds):
             copying.append(_copy_and_hash(large, folder / "copy"))
             with api_alone(place) as running:
-                seconds, grown = _grown(running, large)
+                seconds, watched = _raw(running, large)
             sending.append(seconds)
-            growth[f"{options.mib} MiB"] = max(growth.get(f"{options.mib} MiB", 0), grown)
+            seen.setdefault(f"{options.mib} MiB", []).append(watched)
             for streams, found in pieces.items():
                 with api_alone(place) as running:
-                    seconds, grown = _resumable(running, large, streams)
+                    seconds, watched = _resumable(running, large, streams)
                 found.append(seconds)
-                name = f"{streams} x {options.mib} MiB resumable"
-                growth[name] = max(growth.get(name, 0), grown)
+                seen.setdefault(f"{streams} x {options.mib} MiB resumable", []).append(watched)
         again = _killed(place, large)
     write(
         "uploads",
@@ -86,20 +101,26 @@ def main() -> None:
             "process had resident during the upload less what it had before, each time in a fresh "
             "process.",
         ],
-        _rows(options.mib, copying, sending, growth)
+        _rows(options.mib, copying, sending, seen)
         + _resumable_rows(options.mib, copying, pieces, again),
         {
             "copy_seconds": copying,
             "upload_seconds": sending,
             "resumable_seconds": {str(streams): found for streams, found in pieces.items()},
             "sent_again_bytes": again,
-            "growth_bytes": growth,
+            "growth_bytes": {
+                name: max(each.growth for each in found) for name, found in seen.items()
+            },
+            "health_seconds": {
+                name: [seconds for each in found for seconds in each.health]
+                for name, found in seen.items()
+            },
         },
     )
 
 
 def _rows(
-    mib: int, copying: list[float], sending: list[float], growth: dict[str, int]
+    mib: int, copying: list[float], sending: list[float], seen: dict[str, list[Watched]]
 ) -> list[Row]:
     size = mib * MIB / 1e6
     copy, upload = size / median(copying), size / median(sending)
@@ -113,15 +134,24 @@ def _rows(
             upload >= 200 or share >= 0.8,
         ),
     ]
-    for name, grown in growth.items():
-        rows.append(
+    for name, found in seen.items():
+        grown = max(each.growth for each in found)
+        answers = [seconds for each in found for seconds in each.health]
+        p99 = quantile(answers, 0.99)
+        rows += [
             Row(
                 f"growth of the API's memory, {name}",
                 f"{grown / MIB:.1f} MiB",
                 "<= 64 MiB",
                 grown <= ALLOWED_GROWTH,
-            )
-        )
+            ),
+            Row(
+                f"`/healthz` meanwhile, {name} ({len(answers)})",
+                f"p99 {1e3 * p99:.1f} ms",
+                f"<= {1e3 * HEALTH_P99:.0f} ms",
+                p99 <= HEALTH_P99,
+            ),
+        ]
     return rows
 
 
@@ -182,8 +212,8 @@ def _resumable_rows(
     return rows
 
 
-def _resumable(running: Running, file: Path, streams: int) -> tuple[float, int]:
-    """Upload as so many uploads at once; return seconds and growth, then delete them."""
+def _resumable(running: Running, file: Path, streams: int) -> tuple[float, Watched]:
+    """Upload as so many uploads at once; return seconds and what was seen, then delete them."""
     made = [_begin(running, file) for _ in range(streams)]
     spans: list[tuple[float, float]] = []
 
@@ -192,13 +222,13 @@ def _resumable(running: Running, file: Path, streams: int) -> tuple[float, int]:
         sent = [pool.submit(_patch, port, key, path, file, 0, None) for path in made]
         spans.extend(each.result() for each in sent)
 
-    grown = _watched(running, streams, send)
+    watched = _watched(running, streams, send)
     # One clock for all processes of the machine.
     seconds = max(end for _, end in spans) - min(start for start, _ in spans)
     for path in made:
         headers = {"Tus-Resumable": "1.0.0"}
         running.service.http.delete(path, headers=headers).raise_for_status()
-    return seconds, grown
+    return seconds, watched
 
 
 def _killed(place: Place, file: Path) -> list[int]:
@@ -271,21 +301,23 @@ _unfinished: list[socket.socket] = []
 """Kept open, so that the service sees a call that goes on until it is killed."""
 
 
-def _grown(running: Running, file: Path) -> tuple[float, int]:
-    """Upload once; return seconds and the growth of resident memory, then delete the dataset."""
+def _raw(running: Running, file: Path) -> tuple[float, Watched]:
+    """Upload once; return seconds and what was seen, then delete the dataset."""
     sent: list[tuple[float, str]] = []
 
     def send(pool: ProcessPoolExecutor) -> None:
         sent.append(pool.submit(_send, running.port, running.service.key, file).result())
 
-    grown = _watched(running, 1, send)
+    watched = _watched(running, 1, send)
     seconds, created = sent[0]
     running.service.http.delete(f"/datasets/{created}").raise_for_status()
-    return seconds, grown
+    return seconds, watched
 
 
-def _watched(running: Running, processes: int, send: Callable[[ProcessPoolExecutor], None]) -> int:
-    """Run ``send``; return the growth of the API's resident memory."""
+def _watched(
+    running: Running, processes: int, send: Callable[[ProcessPoolExecutor], None]
+) -> Watched:
+    """Run ``send``; return what was seen of the API meanwhile."""
     process = psutil.Process(running.process.pid)
     before = process.memory_info().rss
     done = threading.Event()
@@ -303,11 +335,36 @@ def _watched(running: Running, processes: int, send: Callable[[ProcessPoolExecut
             # Started before anything is sent: a process imports for seconds.
             for ready in [pool.submit(time.sleep, 0.1) for _ in range(2 * processes)]:
                 ready.result()
-            send(pool)
+            with _asking(running.port) as health:
+                send(pool)
     finally:
         done.set()
         watcher.join()
-    return max(peaks) - before
+    return Watched(max(peaks) - before, health)
+
+
+@contextmanager
+def _asking(port: int) -> Iterator[list[float]]:
+    """Ask whether the API is alive until the end of the block; collect the seconds it takes."""
+    done = threading.Event()
+    found: list[float] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            due = time.perf_counter()
+            while not done.is_set():
+                client.get("/healthz").raise_for_status()
+                found.append(time.perf_counter() - due)
+                due += HEALTH_EVERY
+                done.wait(due - time.perf_counter())
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        asking.join()
 
 
 def _send(port: int, key: str, file: Path) -> tuple[float, str]:
