@@ -32,6 +32,11 @@ from ._guard import Guard
 from ._registry import UnlearnerOptions
 
 CHECKS_PER_EPOCH = 10
+LARGEST_GRADIENT = 1.0
+"""Norm to which a step's gradient is cut where two losses pull against each other: of a model that
+learned by heart a wrong label asks for so much that the next loss is not finite."""
+LARGEST_GRADIENT_ALONE = 10 * LARGEST_GRADIENT
+"""The same without momentum, where no ten steps add up."""
 LONGEST_WAIT = 5
 """Steps between two looks, where a tenth of an epoch is not more."""
 

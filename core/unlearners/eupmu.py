@@ -8,8 +8,8 @@ Differs: ``eps`` >= 0 tolerates growth (the reference code counts the other way 
     are divided by 1 + multiplier, so that a large one can't overshoot; both values of the retain
     loss are for the same batch, statistics and dropout; forget and retain batches are drawn apart;
     batch norm stays frozen; plain SGD without momentum (Adam where the parent was trained with
-    it); the forget loss is a bounded ascent unless another is asked for. ``fast`` compares
-    running means of the losses of different batches.
+    it); the norm of a step's gradient is cut at 10; the forget loss is a bounded ascent unless
+    another is asked for. ``fast`` compares running means of the losses of different batches.
 Cost: per step one forward and backward pass over a forget and a retain batch and one more forward
     pass over the retain batch (not with ``fast``), ``epochs`` passes over the retain set at most;
     one copy of the gradient, with Adam one of the weights.
@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 from ..problem import Problem
 from ..registry import misfit
-from ._descent import Pair, Plan, descend, mask_gradients, rate, uses_sgd
+from ._descent import (
+    LARGEST_GRADIENT_ALONE,
+    Pair,
+    Plan,
+    descend,
+    mask_gradients,
+    rate,
+    uses_sgd,
+)
 from ._dual import Dual, RunningNorm
 from ._registry import Need, unlearners
 from ._surgery import Losses, SurgeryOptions, squared_norm, trainable
@@ -123,6 +131,8 @@ class _Steps:
         )
         self._norm = RunningNorm(problem.device)
         self._retain = torch.zeros(())
+        self._cut = torch.ones(())
+        """What is left of the gradient's norm; the signal is divided by the way really gone."""
         self._start: list[Tensor] = []
         self._mean: Tensor | None = None
         self._compared = -1
@@ -143,6 +153,8 @@ class _Steps:
         else:
             (of_forget * forget + of_retain * retain).backward()
         mask_gradients(self._problem)
+        norm = nn.utils.clip_grad_norm_(self._parameters, LARGEST_GRADIENT_ALONE)
+        self._cut = (LARGEST_GRADIENT_ALONE / norm).clamp(max=1)
         self._retain = retain.detach()
         if not uses_sgd(self._problem):
             self._start = [p.detach().clone() for p in self._parameters]
@@ -172,7 +184,7 @@ class _Steps:
     def _moved(self) -> tuple[Tensor, Tensor]:
         """Squared norm of the unscaled direction, and step size: way gone over that norm."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        scale = 1 + self._dual.value
+        scale = (1 + self._dual.value) / self._cut
         scaled = squared_norm(gradients).double()
         if uses_sgd(self._problem):
             return scaled * scale.square(), self._lr / scale

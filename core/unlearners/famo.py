@@ -3,7 +3,7 @@
 Source: Liu et al., NeurIPS 2023, arXiv:2306.03792 (FAMO); as a balancer for unlearning in EUPMU,
     NeurIPS 2025, arXiv:2510.22124.
 Differs: losses below 1e-6 count as that; both values of a loss are for the same batch, statistics
-    and dropout; batch norm stays frozen during it.
+    and dropout; batch norm stays frozen during it; the norm of a step's gradient is cut at 1.
 Cost: per step one forward and backward pass over a forget and a retain batch and one more forward
     pass over both, ``epochs`` passes over the retain set at most; momentum, one copy of the model.
 Promise: approximate. A small retain loss takes most of the weight, so it forgets slowly where the
@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..problem import Problem
-from ._descent import Pair, Plan, descend, rate
+from ._descent import LARGEST_GRADIENT, Pair, Plan, descend, rate
 from ._registry import Need, unlearners
 from ._surgery import Losses, SurgeryOptions
 
@@ -64,6 +64,7 @@ def famo(problem: Problem, config: FamoConfig) -> nn.Module:
         epochs=config.epochs,
         lr=rate(problem, config.lr, sgd=0.01, adamw=1e-4),
         pace="retain",
+        clip=LARGEST_GRADIENT,
         stop=config.stop,
     )
     model = descend(problem, gradients, plan, forget=losses.records, after_step=learn)

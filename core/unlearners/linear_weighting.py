@@ -2,7 +2,8 @@
 
 Source: the baseline of EUPMU, NeurIPS 2025, arXiv:2510.22124.
 Differs: forget and retain batches are drawn apart, so that the weight does not depend on how many
-    records are to be forgotten; batch norm stays frozen during it.
+    records are to be forgotten; batch norm stays frozen during it; the norm of a step's gradient
+    is cut at 1.
 Cost: per step one forward and backward pass over a forget and a retain batch, ``epochs`` passes
     over the retain set at most; momentum, one copy of the model.
 Promise: approximate. Where the gradients conflict, the larger one wins.
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..problem import Problem
-from ._descent import Pair, Plan, descend, rate
+from ._descent import LARGEST_GRADIENT, Pair, Plan, descend, rate
 from ._registry import Need, unlearners
 from ._surgery import Losses, SurgeryOptions
 
@@ -52,6 +53,7 @@ def linear_weighting(problem: Problem, config: LinearWeightingConfig) -> nn.Modu
         epochs=config.epochs,
         lr=rate(problem, config.lr, sgd=0.01, adamw=1e-4),
         pace="retain",
+        clip=LARGEST_GRADIENT,
         stop=config.stop,
     )
     return descend(problem, gradients, plan, forget=losses.records)

@@ -3,7 +3,7 @@
 Source: Yu et al., NeurIPS 2020, arXiv:2001.06782; as a balancer for unlearning in EUPMU, NeurIPS
     2025, arXiv:2510.22124.
 Differs: two losses, forget and retain, so no order of projections is drawn; batch norm stays
-    frozen during it.
+    frozen during it; the norm of a step's direction is cut at 1.
 Cost: per step one forward and backward pass over a forget and a retain batch, ``epochs`` passes
     over the retain set at most; two copies of the gradient, and momentum.
 Promise: approximate. The two losses weigh alike; nothing bounds what the retain set loses.
@@ -17,7 +17,7 @@ from torch import nn
 
 from ..problem import Problem
 from . import _surgery
-from ._descent import Plan, rate
+from ._descent import LARGEST_GRADIENT, Plan, rate
 from ._registry import Need, unlearners
 from ._surgery import Losses, SurgeryOptions, explicit
 
@@ -44,6 +44,7 @@ def pcgrad(problem: Problem, config: PcgradConfig) -> nn.Module:
         epochs=config.epochs,
         lr=rate(problem, config.lr, sgd=0.01, adamw=1e-4),
         pace="retain",
+        clip=LARGEST_GRADIENT,
         stop=config.stop,
     )
     return explicit(problem, losses, _surgery.pcgrad, plan)

@@ -3,7 +3,8 @@
 Source: Fan et al., ICLR 2024, arXiv:2310.12508 (SalUn).
 Differs: weights outside the mask keep the parent's value to the bit, whatever momentum and weight
     decay do (the reference masks gradients alone); batch norm stays frozen during the steps; a
-    wrong label is drawn once per record and is never the true one nor a forgotten class.
+    wrong label is drawn once per record and is never the true one nor a forgotten class; the norm
+    of a step's gradient is cut at 1.
 Cost: one forward and backward pass over the forget set; then per step one over a forget and a
     retain batch, ``epochs`` passes over the retain set at most; momentum, mask and parent, three
     copies of the model.
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..problem import Problem
-from ._descent import DescentOptions, Pair, Plan, descend, rate
+from ._descent import LARGEST_GRADIENT, DescentOptions, Pair, Plan, descend, rate
 from ._registry import Need, unlearners
 from ._surgery import Losses
 
@@ -60,6 +61,7 @@ def salun(problem: Problem, config: SalunConfig) -> nn.Module:
         epochs=config.epochs,
         lr=rate(problem, config.lr, sgd=0.01, adamw=1e-4),
         pace="retain",
+        clip=LARGEST_GRADIENT,
         stop=config.stop,
         movable=movable,
     )

@@ -25,12 +25,9 @@ from ..distillation import divergence
 from ..problem import Problem
 from ..weights import frozen_copy
 from ._batchnorm import settle
-from ._descent import Pair, Plan, descend, need_retain, rate
+from ._descent import LARGEST_GRADIENT, Pair, Plan, descend, need_retain, rate
 from ._guard import ALLOWANCE, Guard
 from ._registry import Need, UnlearnerOptions, unlearners
-
-LARGEST_GRADIENT = 1.0
-"""Norm to which the gradient of a step is cut: the two turns pull against each other."""
 
 
 class ScrubConfig(UnlearnerOptions):

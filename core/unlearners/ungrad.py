@@ -5,7 +5,7 @@ Differs: ``eps`` >= 0 tolerates growth (the reference code counts the other way 
     retain batches are drawn apart, so no step is without a forget record; batch norm stays frozen
     during it; plain SGD without momentum, because a direction kept from earlier steps obeys no
     constraint of this one (Adam where the parent was trained with it); the forget loss is a
-    bounded ascent unless another is asked for.
+    bounded ascent unless another is asked for; the norm of a step's direction is cut at 10.
 Cost: per step one forward and backward pass over a forget and a retain batch, ``epochs`` passes
     over the retain set at most; two copies of the gradient.
 Promise: approximate. To first order no step raises the loss of its retain batch by more than
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from ..problem import Problem
-from ._descent import Plan, rate
+from ._descent import LARGEST_GRADIENT_ALONE, Plan, rate
 from ._registry import Need, unlearners
 from ._surgery import Losses, SurgeryOptions, explicit, unilateral
 
@@ -54,6 +54,7 @@ def ungrad(problem: Problem, config: UngradConfig) -> nn.Module:
         epochs=config.epochs,
         lr=rate(problem, config.lr, sgd=0.03, adamw=5e-5),
         pace="retain",
+        clip=LARGEST_GRADIENT_ALONE,
         momentum=0.0,
         stop=config.stop,
     )

@@ -14,7 +14,7 @@ VARIANTS = [
     {"fast": True},
     {"scale": "log", "epochs": 10, "forget_loss": "unseen"},
     {"dual_opt": "adam", "dual_lr": 0.1},
-    {"forget_loss": "random_label"},
+    {"forget_loss": "random_label", "epochs": 8},
 ]
 
 
@@ -91,6 +91,20 @@ def test_with_adam_the_signal_is_divided_by_the_way_that_was_gone():
     model = eupmu(problem, EupmuConfig(epochs=10, lr=0.01, stop=False))
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     assert 0 < problem.tried[-1]["largest_lambda"] < 100
+
+
+def test_a_step_that_is_cut_tells_the_multiplier_the_same(monkeypatch):
+    """The signal is per unit of the uncut direction: near the parent, cutting changes nothing."""
+
+    def multiplier(bound):
+        monkeypatch.setattr("core.unlearners.eupmu.LARGEST_GRADIENT_ALONE", bound)
+        problem = small_problem(batch_size=10_000)
+        eupmu(problem, EupmuConfig(epochs=1, lr=1e-3, lambda0=5, stop=False))
+        return problem.tried[-1]["lambda"]
+
+    uncut = multiplier(1e9)
+    assert abs(uncut - 5) > 0.1
+    assert multiplier(0.05) - 5 == pytest.approx(uncut - 5, rel=0.1)
 
 
 @pytest.mark.parametrize(

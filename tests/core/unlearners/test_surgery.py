@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
-from core.unlearners import _surgery
+from core.ladder import parse
+from core.unlearners import _surgery, unlearners
 from core.unlearners._dual import Dual, RunningNorm
 from core.unlearners._surgery import (
     Losses,
@@ -176,3 +178,29 @@ def test_pruned_weights_do_not_count():
     assert torch.equal(model.get_parameter(name)[~mask], torch.zeros(int((~mask).sum())))
     assert gradient[mask].abs().sum() > 0
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [
+        ("linear_weighting", 1),
+        ("pcgrad", 1),
+        ("famo", 1),
+        ("salun", 1),
+        ("ungrad", 10),
+        ("eupmu", 10),
+    ],
+)
+def test_no_step_is_longer_than_rate_and_bound_allow(name, longest):
+    """A model that is very sure asks for steps after which the next loss is not finite."""
+    given = cases.problem(world := cases.small_world(), cases.first(world, 40), batch_size=10_000)
+    with torch.no_grad():
+        for parameter in given.model.parameters():
+            parameter.mul_(10)
+    before = parameters_to_vector(given.model.parameters()).detach()
+    wrong = {} if name == "salun" else {"forget_loss": "random_label"}
+    options = parse({"name": name, "epochs": 1, "lr": 0.01, "stop": False, **wrong})
+    after = parameters_to_vector(unlearners[name].run(given, options).parameters()).detach()
+    moved = float((after - before).norm())
+    # what is not salient stays where it is
+    assert (0.5 if name == "salun" else 0.99) < moved / (0.01 * longest) < 1.01
