@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,7 @@ from benchmarks.digits import Registered, register
 from benchmarks.hardware import parser
 from benchmarks.launch import Place, api_alone, celery_worker, embedded, free_port
 from benchmarks.load import Plan, run_here
+from benchmarks.meanwhile import repeated
 from benchmarks.postgres import fresh_database
 from benchmarks.tables import Row, write
 from worker.demo.service import Service
@@ -209,22 +209,16 @@ def _look(worker: psutil.Process, found: Jobs) -> set[int]:
 
 def _watched(worker: psutil.Process, service: Service, model: str, ids: list[str]) -> int:
     """Have records forgotten; return the most that the worker and its children had resident."""
-    peak, done = 0, threading.Event()
+    peak = 0
 
-    def watch() -> None:
+    def watch(_: float) -> None:
         nonlocal peak
-        while not done.wait(0.1):
-            tree = (worker, *worker.children(recursive=True))
-            peak = max(peak, sum(_rss(each) for each in tree))
+        tree = (worker, *worker.children(recursive=True))
+        peak = max(peak, sum(_rss(each) for each in tree))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with repeated(watch, every=0.1):
         body = {"model": model, "forget": {"type": "record_ids", "record_ids": ids}}
         *_, job = service.follow(service.forget(ids[0], body)["job_id"], interval=0.5)
-    finally:
-        done.set()
-        watcher.join()
     if job["status"] != "succeeded":
         raise RuntimeError(str(job))
     return peak

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 import time
 from argparse import Namespace
 from collections import Counter
@@ -38,6 +37,7 @@ from benchmarks.digits import await_prepared
 from benchmarks.hardware import RESULTS, describe, parser
 from benchmarks.launch import Place, api_alone, celery_worker, embedded
 from benchmarks.load import Plan, run
+from benchmarks.meanwhile import repeated
 from benchmarks.postgres import SERVER, fresh_database, reachable
 from benchmarks.tables import Row, quantile, write
 from core import networks, weights
@@ -226,20 +226,16 @@ def _register(service: Service, scratch: Path, count: int) -> tuple[str, list[st
 @contextmanager
 def _bells(broker_url: str) -> Iterator[list[int]]:
     """Look at the lengths of the Redis lists all the time; empty the database in the end."""
-    lengths, closing = [0], threading.Event()
+    lengths = [0]
 
-    def look() -> None:
-        while not closing.wait(0.1):
-            lengths.append(max(redis.llen(queue) for queue in QUEUES))
+    def look(_: float) -> None:
+        lengths.append(max(redis.llen(queue) for queue in QUEUES))
 
     with Redis.from_url(broker_url) as redis:
-        looking = threading.Thread(target=look)
-        looking.start()
         try:
-            yield lengths
+            with repeated(look, every=0.1):
+                yield lengths
         finally:
-            closing.set()
-            looking.join()
             redis.flushdb()
 
 

@@ -20,11 +20,9 @@ import multiprocessing
 import os
 import socket
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +32,7 @@ import psutil
 from app.api.appending import CHECKPOINT_BYTES
 from benchmarks.hardware import parser
 from benchmarks.launch import Place, Running, api_alone, embedded
+from benchmarks.meanwhile import repeated
 from benchmarks.tables import Row, median, quantile, write
 
 ROUNDS = 3
@@ -320,51 +319,27 @@ def _watched(
     """Run ``send``; return what was seen of the API meanwhile."""
     process = psutil.Process(running.process.pid)
     before = process.memory_info().rss
-    done = threading.Event()
-    peaks = [before]
+    peaks, health = [before], list[float]()
 
-    def watch() -> None:
-        while not done.wait(0.02):
-            peaks.append(process.memory_info().rss)
+    def watch(_: float) -> None:
+        peaks.append(process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    def ask(due: float) -> None:
+        client.get("/healthz").raise_for_status()
+        health.append(time.perf_counter() - due)
+
     context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            # Started before anything is sent: a process imports for seconds.
-            for ready in [pool.submit(time.sleep, 0.1) for _ in range(2 * processes)]:
-                ready.result()
-            with _asking(running.port) as health:
-                send(pool)
-    finally:
-        done.set()
-        watcher.join()
+    with (
+        repeated(watch, every=0.02),
+        httpx.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=60) as client,
+        ProcessPoolExecutor(processes, mp_context=context) as pool,
+    ):
+        # Started before anything is sent: a process imports for seconds.
+        for ready in [pool.submit(time.sleep, 0.1) for _ in range(2 * processes)]:
+            ready.result()
+        with repeated(ask, HEALTH_EVERY):
+            send(pool)
     return Watched(max(peaks) - before, health)
-
-
-@contextmanager
-def _asking(port: int) -> Iterator[list[float]]:
-    """Ask whether the API is alive until the end of the block; collect the seconds it takes."""
-    done = threading.Event()
-    found: list[float] = []
-
-    def ask() -> None:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            due = time.perf_counter()
-            while not done.is_set():
-                client.get("/healthz").raise_for_status()
-                found.append(time.perf_counter() - due)
-                due += HEALTH_EVERY
-                done.wait(due - time.perf_counter())
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        asking.join()
 
 
 def _send(port: int, key: str, file: Path) -> tuple[float, str]:

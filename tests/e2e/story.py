@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -29,15 +30,25 @@ def main_job(client: Client, home: Path) -> None:
 def register(client: Client, home: Path) -> tuple[list[str], str]:
     """Upload data and model; return the training record ids and the model's id."""
     data, weights = home / "digits.parquet", home / "digits.safetensors"
-    dataset = client.upload("/datasets", data, {"name": "digits"})["id"]
+    model = uploaded(client, data, weights, digits.metadata)
+    records = pq.read_table(data, columns=["id", "split"])
+    return records.filter(pc.field("split") == "train")["id"].to_pylist(), model
+
+
+def uploaded(client: Client, data: Path, weights: Path, metadata: Callable[[str], Json]) -> str:
+    """Upload data, and the model that was trained on it; return its id once both are ready.
+
+    Args:
+        metadata: of the model, from the id of its dataset.
+    """
+    dataset = str(client.upload("/datasets", data, {"name": data.stem})["id"])
     body = client.wait(f"/datasets/{dataset}", "status", "ready", "rejected")
     assert body["status"] == "ready", body
-    model = client.upload("/models", weights, digits.metadata(dataset))["id"]
+    model = str(client.upload("/models", weights, metadata(dataset))["id"])
     version = client.wait(f"/models/{model}/versions/1", "status", "ready", "rejected")
     assert version["status"] == "ready", version
     assert version["digest"] == "sha256:" + hashlib.sha256(weights.read_bytes()).hexdigest()
-    records = pq.read_table(data, columns=["id", "split"])
-    return records.filter(pc.field("split") == "train")["id"].to_pylist(), str(model)
+    return model
 
 
 def forget_class(client: Client, model: str) -> str:

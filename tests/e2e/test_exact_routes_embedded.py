@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,7 @@ def _register(client: Client, folder: Path, world: World) -> str:
     subjects = [f"subject-{row // PER_SUBJECT}" for row in range(len(world.ids))]
     data = write_dataset(world, folder / "digits.parquet", subjects=subjects)
     weights = write_checkpoint(trained(world), folder / "digits.safetensors")
-    dataset = str(client.upload("/datasets", data, {"name": "digits"})["id"])
-    client.wait(f"/datasets/{dataset}", "status", "ready")
-    model = str(client.upload("/models", weights, model_metadata(world, dataset))["id"])
-    client.wait(f"/models/{model}/versions/1", "status", "ready")
-    return model
+    return story.uploaded(client, data, weights, partial(model_metadata, world))
 
 
 def _forget(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from core.backdoor import Trigger, poison
+from tests.e2e import story
 from tests.e2e.client import Client, Json
 from tests.e2e.stack import Embedded
 from tests.worlds import (
@@ -52,11 +54,7 @@ def test_removing_poison_closes_the_door(tmp_path: Path) -> None:
 def _register(client: Client, folder: Path, world: World) -> str:
     data = write_dataset(world, folder / "digits.parquet")
     weights = write_checkpoint(trained(world), folder / "digits.safetensors")
-    dataset = str(client.upload("/datasets", data, {"name": "digits"})["id"])
-    client.wait(f"/datasets/{dataset}", "status", "ready")
-    model = str(client.upload("/models", weights, model_metadata(world, dataset))["id"])
-    client.wait(f"/models/{model}/versions/1", "status", "ready")
-    return model
+    return story.uploaded(client, data, weights, partial(model_metadata, world))
 
 
 def _remove(client: Client, model: str, ids: list[str]) -> None:

@@ -7,6 +7,7 @@ and compete for a hidden layer of one unit.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,11 +100,7 @@ def target(count: int, seed: int) -> Records:
 def _register(client: Client, folder: Path, world: World, model: nn.Module) -> str:
     data = write_dataset(world, folder / "source.parquet")
     weights = write_checkpoint(model, folder / "source.safetensors")
-    dataset = str(client.upload("/datasets", data, {"name": "source"})["id"])
-    client.wait(f"/datasets/{dataset}", "status", "ready")
-    found = str(client.upload("/models", weights, model_metadata(world, dataset))["id"])
-    client.wait(f"/models/{found}/versions/1", "status", "ready")
-    return found
+    return story.uploaded(client, data, weights, partial(model_metadata, world))
 
 
 def _without(client: Client, model: str, label: int) -> bytes:
