@@ -69,6 +69,7 @@ def write_page() -> None:
         ours = [cell for cell in cells if cell["regime"] == regime]
         rows += parent_rows(regime, parents.get(regime))
         rows += agreement(regime, ours, found)
+        rows.append(powerless(regime, ours))
         rows += reach(regime, ours, found)
         rows += fallback(regime, ours, retrained)
     published = [cell for cell in cells if cell["published"]]
@@ -143,6 +144,15 @@ def agreement(regime: str, cells: Sequence[Cell], found: Oracles) -> Iterator[Ro
             "at most 1 in 20",
             outside <= OUTSIDE * len(inside) if inside else None,
         )
+
+
+def powerless(regime: str, cells: Sequence[Cell]) -> Row:
+    """Count the sets without a rung to try: too small, or too little leaned on by the parent."""
+    untried = [c for c in cells if all(rung["status"] == "skipped" for rung in c["rungs"])]
+    return Row(
+        f"{regime}: forget sets where even a perfect model would be refused more often than not",
+        f"{len(untried)} of {len(cells)}",
+    )
 
 
 def reach(regime: str, cells: Sequence[Cell], found: Oracles) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from benchmarks.gate_tables import (
     left_out,
     of_cell,
     parent_rows,
+    powerless,
     reach,
     without_audits,
 )
@@ -117,6 +118,13 @@ def test_a_pass_that_costs_too_much_is_no_reach(sets):
     ]
     slow = [cell(name, cpu=26.0, seconds=(52.0,)) for name in names]
     assert [row.verdict for row in reach("memorised", slow, found)] == ["met", *["**missed**"] * 2]
+
+
+def test_sets_without_a_rung_to_try_are_told():
+    skipped, tried = {"status": "skipped"}, {"status": "refused"}
+    rungs = [[], [skipped], [tried, skipped], [tried]]
+    row = powerless("regularised", [{"rungs": each} for each in rungs])
+    assert (row.measured, row.verdict) == ("2 of 4", "-")
 
 
 def exact_cell(status):
