@@ -89,7 +89,8 @@ def _measure(place: Place, folder: Path, seconds: float) -> Measured:
             port=running.port,
             key=running.service.key,
             model=registered.model,
-            record_ids=registered.record_ids,
+            # Of half of them: the last ones that stay could not be forgotten.
+            record_ids=registered.record_ids[: len(registered.record_ids) // 2],
             seconds=seconds,
         )
         run(replace(plan, seconds=3.0, seed=1))
