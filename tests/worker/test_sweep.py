@@ -117,6 +117,11 @@ def test_a_sweeper_goes_its_rounds_although_the_database_is_away(
     sweeper.stop()
 
 
+def live() -> list[str]:
+    with reading() as session:
+        return [worker.id for worker in workers.live(session)]
+
+
 def test_leases_are_recovered_while_the_storage_is_mute(
     settings: Settings, mute: threading.Event
 ) -> None:
@@ -131,8 +136,7 @@ def test_leases_are_recovered_while_the_storage_is_mute(
         assert jobs.claim(session, job_id, "gone") is not None
         workers.leave(session, "w")
     assert eventually(lambda: find(job_id).lost_leases == 1)
-    with reading() as session:
-        assert [worker.id for worker in workers.live(session)] == ["w"]
+    assert eventually(lambda: live() == ["w"])
     sweeper.stop()
 
 
